@@ -1,0 +1,49 @@
+# Each target does what it needs first: on a fresh machine with python3 (3.11 or newer) and make, `make demo` is enough.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make setup    install weft and its tools into $(VENV)"
+	@echo "make demo     make two small models, merge them, generate a few tokens"
+	@echo "make test     lint, check types and imports, run the tests"
+	@echo "make format   put the sources into the project's format"
+	@echo "make clean    remove the demo's models, caches and builds ($(VENV) stays)"
+
+setup: $(STAMP)
+
+# One pip command, so that the constraints hold for everything that is installed.
+# The link lets mypy find the package by its name, whatever this folder is called.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "weft needs Python 3.11 or newer; name one with: make PYTHON=python3.11"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/weft
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo/make_models.py .demo
+	$(BIN)/weft plan configs/demo.yaml .demo/merged
+	$(BIN)/weft run configs/demo.yaml .demo/merged
+	$(BIN)/python examples/demo/show.py .demo/merged
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The command line: parses arguments and renders; no merging logic."""

@@ -1,0 +1,58 @@
+"""The `weft` command. Each subcommand is one file of this package; what is heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from .methods import methods
+from .plan import plan
+from .run import run
+from .schema import schema
+
+app = typer.Typer(
+    name="weft",
+    help="Merge language-model checkpoints in the memory you allow. Takes mergekit's YAML configs.",
+    epilog="Example: weft run configs/slerp.yaml ./merged --ram 4GiB",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command(epilog="Example: weft plan configs/ties.yaml ./merged --ram 2GiB")(plan)
+app.command(epilog="Example: weft run configs/ties.yaml ./merged --ram 2GiB")(run)
+app.command(epilog="Example: weft methods")(methods)
+app.command(epilog="Example: weft schema > weft.schema.json")(schema)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"weft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Merge language-model checkpoints in the memory you allow."""
+
+
+def main() -> None:
+    """Run the command line; errors meant for people are one line on stderr and an exit code."""
+    from ..errors import WeftError
+
+    try:
+        app()
+    except WeftError as error:
+        print(f"weft: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("weft: stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,173 @@
+"""Options that `plan` and `run` share, and flags of pasted command lines with what weft does about each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..planner.plan import Options, Plan
+
+Ram = Annotated[
+    str | None,
+    typer.Option(
+        help="RAM for the merge beyond what the process itself takes, such as 2GiB. Default: half of what is free.",
+        show_default=False,
+    ),
+]
+Vram = Annotated[str | None, typer.Option(help="Device memory for the merge. Default: half of what is free.", show_default=False)]
+Device = Annotated[
+    str | None,
+    typer.Option(help="auto, cpu, cuda or cuda:N. Default: auto, which is cpu: merging waits for the disk.", show_default=False),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", "-j", min=1, max=64, help="Computing threads. Default: one a core, at most 8.", show_default=False),
+]
+ShardSize = Annotated[
+    str | None, typer.Option(help="Largest output file: 5GB (the default), 500M; 1B is a billion bytes.", show_default=False)
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", "--random-seed", help="Seed of methods that drop elements at random. Default: 0.", show_default=False),
+]
+CopyTokenizer = Annotated[
+    bool | None,
+    typer.Option(
+        "--copy-tokenizer/--no-copy-tokenizer", help="Copy the base model's tokenizer. Default: copy.", show_default=False
+    ),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+
+
+def _pasted(*names: str) -> Any:
+    return typer.Option(*names, hidden=True)
+
+
+Cuda = Annotated[bool, _pasted("--cuda")]
+AllowCrimes = Annotated[bool, _pasted("--allow-crimes")]
+LazyUnpickle = Annotated[bool, _pasted("--lazy-unpickle")]
+TrustRemoteCode = Annotated[bool, _pasted("--trust-remote-code")]
+LowCpuMemory = Annotated[bool, _pasted("--low-cpu-memory")]
+ReadToGpu = Annotated[bool, _pasted("--read-to-gpu")]
+CloneTensors = Annotated[bool, _pasted("--clone-tensors")]
+MultiGpu = Annotated[bool, _pasted("--multi-gpu")]
+AsyncWrite = Annotated[bool, _pasted("--async-write")]
+WriteModelCard = Annotated[bool, _pasted("--write-model-card/--no-write-model-card")]
+SafeSerialization = Annotated[bool, _pasted("--safe-serialization/--no-safe-serialization")]
+LoraMergeCache = Annotated[str | None, _pasted("--lora-merge-cache")]
+TransformersCache = Annotated[str | None, _pasted("--transformers-cache")]
+
+ANSWERS: Mapping[str, str] = {
+    "cuda": "--cuda: the same as --device cuda",
+    "allow_crimes": "--allow-crimes: not needed; what shapes allow is merged, and what they do not is refused",
+    "lazy_unpickle": "--lazy-unpickle: not needed; tensors are always read as they are wanted",
+    "trust_remote_code": "--trust-remote-code: not needed; weft runs no code from a model",
+    "low_cpu_memory": "--low-cpu-memory: not needed; --ram bounds memory",
+    "read_to_gpu": "--read-to-gpu: not needed; tiles are streamed to the device",
+    "clone_tensors": "--clone-tensors: not needed; results share no memory with inputs",
+    "multi_gpu": "--multi-gpu: one device is used; merging waits for the disk",
+    "async_write": "--async-write: not needed; writing always overlaps computing",
+    "write_model_card": "--no-write-model-card: a README.md with the config is always written",
+    "safe_serialization": "--no-safe-serialization: the result is always safetensors",
+    "lora_merge_cache": "--lora-merge-cache: not needed; nothing is merged ahead of time",
+    "transformers_cache": "--transformers-cache: not used; set HF_HOME to choose where downloads are kept",
+}
+"""One line for each accepted flag of other tools."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pasted:
+    """Flags of pasted command lines, as given."""
+
+    given: tuple[str, ...]
+
+    @classmethod
+    def of(cls, **flags: bool | str | None) -> Pasted:
+        """Those that were given; the two on by default count when turned off."""
+        on_by_default = {"write_model_card", "safe_serialization"}
+        return cls(tuple(name for name, value in flags.items() if (not value if name in on_by_default else value)))
+
+    def explain(self) -> None:
+        """One line each on stderr."""
+        for name in self.given:
+            print(f"weft: {ANSWERS[name]}", file=sys.stderr)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """The common options as given; None where the default is wanted."""
+
+    ram: str | None
+    vram: str | None
+    device: str | None
+    workers: int | None
+    shard_size: str | None
+    seed: int | None
+    copy_tokenizer: bool | None
+
+
+def choose_options(wishes: Wishes, saved: Mapping[str, Any], commits: Mapping[str, str]) -> Options:
+    """The planner's options: what was wished, else what a saved plan says, else what suits this machine. Raises ConfigError."""
+    from ..engine.system import available_memory
+    from ..planner.memory import Budget
+    from ..planner.plan import DEFAULT_SHARD, Options, default_workers
+    from ..planner.sizes import parse_size
+
+    device = wishes.device or saved.get("device", "cpu")
+    free = 0
+    if device in ("auto", "cpu"):
+        device = "cpu"
+    else:
+        from ..engine.device import choose_device, free_device_memory
+
+        device = choose_device(device)
+        free = free_device_memory(device)
+    budget = Budget(
+        ram=parse_size(wishes.ram) if wishes.ram else saved.get("ram", available_memory() // 2),
+        vram=parse_size(wishes.vram) if wishes.vram else saved.get("vram", 0) or free // 2,
+        workers=wishes.workers or saved.get("workers", default_workers()),
+        device=device,
+    )
+    return Options(
+        budget,
+        parse_size(wishes.shard_size) if wishes.shard_size else saved.get("shard_size", DEFAULT_SHARD),
+        wishes.seed if wishes.seed is not None else saved.get("seed", 0),
+        wishes.copy_tokenizer if wishes.copy_tokenizer is not None else saved.get("copy_tokenizer", True),
+        commits,
+    )
+
+
+def compile_plan(config: str, wishes: Wishes) -> Plan:
+    """The plan of a config file or of a saved plan. Raises ConfigError, CheckpointError, BudgetError."""
+    from ..planner.config import load_config, read_config
+    from ..planner.plan import make_plan
+    from ..planner.saved import check_unchanged, load_saved_plan
+
+    path = find_config(config)
+    saved = load_saved_plan(path)
+    if saved is None:
+        return make_plan(read_config(path), choose_options(wishes, {}, {}))
+    plan = make_plan(load_config(saved.config, saved.source), choose_options(wishes, saved.settings, saved.commits))
+    check_unchanged(saved, plan, path)
+    return plan
+
+
+def find_config(config: str) -> Path:
+    """The config's path. Raises ConfigError where there is none."""
+    from ..errors import ConfigError
+
+    path = Path(config)
+    if path.is_dir():
+        raise ConfigError(
+            f"{config} is a folder: the first argument is a config file (YAML) or a plan saved by `weft plan --save`"
+        )
+    if not path.exists():
+        raise ConfigError(f"{config}: there is no such file")
+    return path

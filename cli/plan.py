@@ -1,0 +1,90 @@
+"""`weft plan`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options as o
+
+
+def plan(
+    config: Annotated[str, typer.Argument(help="A merge config (YAML), or a saved plan.")],
+    out: Annotated[Path | None, typer.Argument(help="The folder that `weft run` would write.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan for programs (docs/plan-json.md).")] = False,
+    graph: Annotated[Path | None, typer.Option(help="Write the task graph: a .graphml or .dot file.", show_default=False)] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Write the plan to a file for `weft run FILE OUT`.", show_default=False)
+    ] = None,
+    ram: o.Ram = None,
+    vram: o.Vram = None,
+    device: o.Device = None,
+    workers: o.Workers = None,
+    out_shard_size: o.ShardSize = None,
+    seed: o.Seed = None,
+    copy_tokenizer: o.CopyTokenizer = None,
+    verbose: o.Verbose = False,
+    quiet: o.Quiet = False,
+    cuda: o.Cuda = False,
+    allow_crimes: o.AllowCrimes = False,
+    lazy_unpickle: o.LazyUnpickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+    low_cpu_memory: o.LowCpuMemory = False,
+    read_to_gpu: o.ReadToGpu = False,
+    clone_tensors: o.CloneTensors = False,
+    multi_gpu: o.MultiGpu = False,
+    async_write: o.AsyncWrite = False,
+    write_model_card: o.WriteModelCard = True,
+    safe_serialization: o.SafeSerialization = True,
+    lora_merge_cache: o.LoraMergeCache = None,
+    transformers_cache: o.TransformersCache = None,
+) -> None:
+    """Compile a merge from headers alone and show what it will do and cost. Reads no tensor data, downloads no weights."""
+    if not quiet:
+        o.Pasted.of(
+            cuda=cuda,
+            allow_crimes=allow_crimes,
+            lazy_unpickle=lazy_unpickle,
+            trust_remote_code=trust_remote_code,
+            low_cpu_memory=low_cpu_memory,
+            read_to_gpu=read_to_gpu,
+            clone_tensors=clone_tensors,
+            multi_gpu=multi_gpu,
+            async_write=async_write,
+            write_model_card=write_model_card,
+            safe_serialization=safe_serialization,
+            lora_merge_cache=lora_merge_cache,
+            transformers_cache=transformers_cache,
+        ).explain()
+    wishes = o.Wishes(ram, vram, "cuda" if cuda and device is None else device, workers, out_shard_size, seed, copy_tokenizer)
+    compiled = o.compile_plan(config, wishes)
+    from ..planner.describe import describe, write_graph
+    from ..planner.saved import save_plan
+
+    if graph is not None:
+        write_graph(compiled, graph)
+    if save is not None:
+        save_plan(compiled, save)
+    if json:
+        import json as serializer
+
+        print(serializer.dumps(describe(compiled) | _disk(compiled, out), indent=2))
+    elif not quiet:
+        from .render import show_plan
+
+        show_plan(compiled, out, verbose=verbose)
+
+
+def _disk(compiled: object, out: Path | None) -> dict[str, object]:
+    from ..engine.folder import state_of
+    from ..engine.system import free_disk
+    from ..planner.plan import Plan
+
+    assert isinstance(compiled, Plan)
+    needed = compiled.bytes_written + sum(compiled.side_files.values())
+    return {
+        "disk": {"needed": needed, "free": free_disk(out or Path.cwd())},
+        "out": state_of(out, compiled.digest) if out else None,
+    }

@@ -1,0 +1,174 @@
+"""Plans and summaries for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..engine.events import Summary
+from ..engine.folder import state_of
+from ..engine.system import free_disk
+from ..planner.describe import describe, downloads, peak_tensor
+from ..planner.plan import Plan
+from ..planner.sizes import format_size
+
+_STATES = {
+    "new": "new",
+    "unfinished": "an unfinished result: what fits this plan will be reused",
+    "complete": "the complete result of this very plan: nothing to do",
+    "another": "the complete result of another plan: weft run will refuse it",
+    "foreign": "other files: weft run will refuse it",
+}
+
+
+def headline(plan: Plan) -> str:
+    """The merge in one line: method, models, layers, dtype."""
+    about = describe(plan)
+    models = ", ".join(str(model.reference) for model in plan.models)
+    return f"{plan.method.name} of {models} · {plan.layers} layers · {plan.parameters / 1e9:.3g} B parameters · {about['dtype']}"
+
+
+def show_plan(plan: Plan, out: Path | None, *, verbose: bool) -> None:
+    """What `weft plan` prints."""
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"[bold]{escape(headline(plan))}[/bold]")
+    table = Table.grid(padding=(0, 2))
+    for label, text in _rows(plan, out):
+        table.add_row(f"[cyan]{label}[/cyan]", escape(text))
+    console.print(table)
+    for note in plan.notes:
+        console.print(f"[yellow]note[/yellow]  {escape(note)}")
+    if verbose:
+        console.print(_tensors(plan))
+
+
+def _rows(plan: Plan, out: Path | None) -> Iterator[tuple[str, str]]:
+    about = describe(plan)
+    tasks = about["tasks"]
+    tiled = f", {about['tiled_tensors']} of them in tiles" if about["tiled_tensors"] else ""
+    yield "tensors", f"{about['tensors']}{tiled}; tasks: {tasks['load']} load, {tasks['compute']} compute, {tasks['save']} save"
+    for model in about["models"]:
+        role = " (base)" if model["model"] == about["base_model"] else ""
+        yield "read", f"{format_size(model['bytes_read'])} from {model['model']}{role}"
+    shards = len(plan.shards)
+    yield (
+        "write",
+        f"{format_size(plan.bytes_written)} in {shards} file{'s' if shards > 1 else ''} and {len(plan.side_files)} side files",
+    )
+    peak = peak_tensor(plan)
+    yield (
+        "RAM",
+        f"{format_size(plan.predicted_ram)} at most, of {format_size(plan.options.budget.ram)}; the peak is set by {peak}",
+    )
+    if not plan.options.budget.on_host:
+        yield (
+            "VRAM",
+            f"{format_size(plan.predicted_vram)} at most, of {format_size(plan.options.budget.vram)}",
+        )
+    else:
+        yield "VRAM", "none: computed on the CPU"
+    needed = plan.bytes_written + sum(plan.side_files.values())
+    free = free_disk(out or Path.cwd())
+    short = "" if free >= needed else f": {format_size(needed - free)} too little"
+    yield "disk", f"{format_size(needed)} needed, {format_size(free)} free{short}"
+    fetch = {name: size for name, size in downloads(plan).items() if size}
+    yield "download", ", ".join(f"{format_size(size)} of {name}" for name, size in fetch.items()) or "nothing"
+    yield (
+        "time",
+        f"about {_duration(about['seconds'])} with {plan.options.budget.workers} workers"
+        + (", beside the download" if fetch else ""),
+    )
+    if out is not None:
+        yield "output", f"{out}: {_STATES[state_of(out, plan.digest)]}"
+
+
+def _tensors(plan: Plan) -> Table:
+    table = Table("tensor", "shape", "dtype", "method", "inputs", "parameters", box=None, header_style="cyan")
+    for recipe in plan.recipes:
+        settings = [*(f"{k} {v:g}" for k, v in recipe.arguments.shared.items())]
+        for i, model in enumerate(recipe.arguments.models):
+            settings += [f"{k}[{i}] {v:g}" for k, v in model.items()]
+        inputs = ", ".join(f"{t.file.model}:{t.name}" if t.name != recipe.name else t.file.model for t in recipe.inputs)
+        table.add_row(
+            escape(recipe.name),
+            "×".join(map(str, recipe.shape)),
+            recipe.dtype,
+            recipe.method or "copy",
+            escape(inputs),
+            ", ".join(settings),
+        )
+    return table
+
+
+def say_plan(plan: Plan, *, verbose: bool) -> None:
+    """The lines before a run."""
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"[bold]{escape(headline(plan))}[/bold]")
+    budget = plan.options.budget
+    console.print(
+        f"{len(plan.recipes)} tensors, {format_size(sum(plan.bytes_read().values()))} to read, "
+        f"{format_size(plan.bytes_written)} to write, "
+        f"at most {format_size(plan.predicted_ram)} of {format_size(budget.ram)} RAM"
+        + ("" if budget.on_host else f" and {format_size(plan.predicted_vram)} of {format_size(budget.vram)} on {budget.device}")
+    )
+    for note in plan.notes:
+        console.print(f"[yellow]note[/yellow]  {escape(note)}")
+    if verbose:
+        console.print(_tensors(plan))
+
+
+def show_summary(summary: Summary, out: Path) -> None:
+    """The lines after a run: what was checked, time, rates, memory measured beside predicted."""
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"[bold green]done[/bold green] in {_duration(summary.seconds)}: {escape(str(out))}")
+    table = Table.grid(padding=(0, 2))
+    for label, text in _summary_rows(summary):
+        table.add_row(f"[cyan]{label}[/cyan]", escape(text))
+    console.print(table)
+    for warning in _warnings(summary):
+        console.print(f"[bold yellow]warning[/bold yellow]  {escape(warning)}")
+
+
+def _summary_rows(summary: Summary) -> Iterator[tuple[str, str]]:
+    reused = f" ({summary.computed} computed, {summary.reused} found done)" if summary.reused else ""
+    yield (
+        "checked",
+        (f"{summary.tensors} tensors, {summary.parameters:,} parameters, {summary.bytes_written:,} bytes: as planned{reused}"),
+    )
+    base = f"{summary.differing_tensors} of {summary.tensors} tensors"
+    if summary.compared_elements:
+        base += (
+            f", {summary.differing_elements / summary.compared_elements:.1%} of the compared elements, differ from the base model"
+        )
+    else:
+        base += " differ from the base model"
+    if summary.foreign_tensors:
+        base += f"; {summary.foreign_tensors} come from other models alone"
+    yield "changed", base
+    yield "NaN, Inf", f"{summary.nan}, {summary.inf}"
+    seconds = max(summary.seconds, 1e-3)
+    yield "rates", f"read {format_size(summary.bytes_read / seconds)}/s, written {format_size(summary.bytes_written / seconds)}/s"
+    yield "peak RAM", f"{format_size(summary.measured_ram)} measured, {format_size(summary.predicted_ram)} predicted"
+    if summary.predicted_vram:
+        yield "peak VRAM", f"{format_size(summary.measured_vram)} measured, {format_size(summary.predicted_vram)} predicted"
+
+
+def _warnings(summary: Summary) -> Iterator[str]:
+    if summary.compared_elements and not summary.differing_tensors and not summary.foreign_tensors:
+        yield "the result is identical to the base model: check weights, t and which models are merged"
+    if summary.nan or summary.inf:
+        names = ", ".join(summary.nonfinite_tensors[:3])
+        more = f" and {len(summary.nonfinite_tensors) - 3} more" if len(summary.nonfinite_tensors) > 3 else ""
+        yield f"there are NaN or Inf values in {names}{more}: an input is damaged, or a weight too large for the dtype"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

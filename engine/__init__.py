@@ -1,0 +1,1 @@
+"""A plan becomes files: memory, I/O, devices, journal."""

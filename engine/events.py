@@ -1,0 +1,92 @@
+"""What happens during a run, told to observers. The engine prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..planner.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """The plan is about to be executed; `reused` tensors are on disk already, of `reused_bytes`."""
+
+    plan: Plan
+    reused: int
+    reused_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BytesRead:
+    """A load is done."""
+
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorWritten:
+    """All tiles of a tensor are written, not yet durable."""
+
+    name: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDurable:
+    """A tensor is on the disk and in the journal."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryHeld:
+    """Bytes of the pool that steps in flight hold now."""
+
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    """The result is complete."""
+
+    summary: Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run did, and what it checked before it said so."""
+
+    tensors: int
+    parameters: int
+    bytes_written: int
+    bytes_read: int
+    computed: int
+    reused: int
+    seconds: float
+    differing_tensors: int
+    differing_elements: int
+    compared_elements: int
+    foreign_tensors: int
+    nan: int
+    inf: int
+    nonfinite_tensors: Sequence[str]
+    predicted_ram: int
+    measured_ram: int
+    predicted_vram: int
+    measured_vram: int
+
+
+Event = RunStarted | BytesRead | TensorWritten | TensorDurable | MemoryHeld | RunFinished
+
+
+class Observer(Protocol):
+    """Called for every event, from the thread that runs the plan."""
+
+    def __call__(self, event: Event) -> None:
+        """Take note; must not block."""
+
+
+def ignore(event: Event) -> None:
+    """The observer that watches nothing."""

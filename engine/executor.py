@@ -1,0 +1,380 @@
+"""Walks a schedule: readers fill the pool, workers compute, writers write, and a committer makes finished tensors durable.
+
+The calling thread owns all bookkeeping; the others only do jobs and report. A step passes through
+
+    admitted ── loads done ── [pass 0 ── pass 1 ── …] ── map done ── saved ── released
+
+and is admitted when the schedule says that its place in the pool is free. Bookkeeping is constant per task.
+"""
+
+from __future__ import annotations
+
+import errno
+import queue
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import torch
+import xxhash
+
+from ..errors import DiskError, OutputError, WeftError
+from ..ops.declare import PART
+from ..planner.graph import Compute, Load, Save, copies_bytes
+from ..planner.memory import active_steps
+from ..planner.plan import Plan
+from ..planner.schedule import Buffer, Schedule, Step
+from .compute import Fold, Tile, examine, gather, part_ranges, transform
+from .events import BytesRead, MemoryHeld, Observer, TensorDurable, TensorWritten
+from .journal import Facts, Journal, Record
+from .pool import TORCH_DTYPES, Pool
+from .reader import Reader
+from .shard_writer import ShardWriter
+from .threads import Crew
+from .workspace import Workspace
+
+READERS = 2
+WRITERS = 2
+LOOKAHEAD = 256
+"""Steps in flight at most: many tiny tensors fit the pool, but each costs some bookkeeping."""
+
+
+@dataclass
+class _TensorState:
+    """What is known of a tensor between its tiles."""
+
+    statistics: list[Any] = field(default_factory=list)
+    fold: Fold | None = None
+    hash: xxhash.xxh3_128 = field(default_factory=xxhash.xxh3_128)
+    facts: Facts = field(default_factory=Facts)
+    saved_tiles: int = 0
+    waiting_saves: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass
+class _StepState:
+    """What a step in flight still waits for."""
+
+    loads_left: int
+    needs_left: int
+    parts_left: int = 0
+    passes_done: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _PartJob:
+    """Elements `low` to `high` of a step's tile, for the phase that is going on."""
+
+    step: int
+    work: Callable[[Workspace], Facts | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Durable:
+    """A batch of tensors that the committer made durable."""
+
+    records: tuple[Record, ...]
+
+
+class Executor:
+    """Runs one schedule of a plan. Create, `run`, and `close` whatever happens; after an error, what was durable stays so."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        graph: nx.DiGraph[int],
+        schedule: Schedule,
+        paths: Mapping[tuple[str, str], Path],
+        writer: ShardWriter,
+        journal: Journal,
+        observer: Observer,
+    ) -> None:
+        self.plan, self.graph, self.schedule = plan, graph, schedule
+        self.writer, self.journal, self.observer = writer, journal, observer
+        self.device = torch.device(plan.options.budget.device)
+        on_host = plan.options.budget.on_host
+        self.pool = Pool(schedule.arena, pinned=not on_host)
+        workers = plan.options.budget.workers
+        scratch = Pool(plan.division.scratch) if on_host else None
+        share = plan.division.scratch // workers if on_host else 0
+        self.spaces = [Workspace(self.device, plan.division.rows, scratch, i * share) for i in range(workers)]
+        self.reader = Reader(paths)
+        for file in plan.files():
+            self.reader.open(file)
+        self.tensors: dict[int, _TensorState] = {}
+        self.states: dict[int, _StepState] = {}
+        self.computed = [False] * len(schedule.steps)
+        self.released = [False] * len(schedule.steps)
+        self.waiting: dict[int, list[int]] = {}
+        self.watermark = -1
+        self.admitted = 0
+        self.held = 0
+        self.ready: deque[int] = deque()
+        self.active = 0
+        self.undurable = 0
+        self.bytes_read = 0
+        self.records: list[Record] = []
+        self._done: queue.SimpleQueue[tuple[object, BaseException | None]] = queue.SimpleQueue()
+
+        def report(outcome: object, error: BaseException | None) -> None:
+            self._done.put((outcome, error))
+
+        self.readers: Crew[tuple[int, Buffer]] = Crew("read", READERS, self._read, report)
+        self.workers: Crew[_PartJob] = Crew("compute", workers, self._compute, report)
+        self.writers: Crew[tuple[int, int]] = Crew("write", WRITERS, self._write, report)
+        self._commits: queue.SimpleQueue[Record] = queue.SimpleQueue()
+        self.committer: Crew[int | None] = Crew("commit", 1, self._commit, report)
+
+    # The loop of the calling thread.
+
+    def run(self) -> None:
+        """Execute all steps. Raises CheckpointError, DiskError or OutputError for what the machine refuses."""
+        self._admit()
+        while self.watermark + 1 < len(self.schedule.steps) or self.undurable:
+            # With a time limit the wait can be interrupted on every platform.
+            try:
+                outcome, error = self._done.get(timeout=1.0)
+            except queue.Empty:
+                continue
+            if error is not None:
+                raise error
+            self._handle(outcome)
+            self._admit()
+
+    def close(self, *, finish: bool) -> None:
+        """End all threads. Tensors that are written completely become durable even if not `finish`."""
+        for crew in (self.readers, self.workers, self.writers):
+            crew.close(drop=not finish)
+        self.committer.put(0)
+        self.committer.close(drop=False)
+        self.reader.close()
+
+    def _handle(self, outcome: object) -> None:
+        match outcome:
+            case ("loaded", int(step), int(nbytes)):
+                self.bytes_read += nbytes
+                self.observer(BytesRead(nbytes))
+                self.states[step].loads_left -= 1
+                self._start_if_ready(step)
+            case ("part", int(step), Facts() | None as facts):
+                self._part_done(step, facts)
+            case ("saved", int(step), _):
+                self._saved(step)
+            case _Durable(records):
+                self.undurable -= len(records)
+                self.records.extend(records)
+                for record in records:
+                    self.observer(TensorDurable(record.name))
+
+    def _admit(self) -> None:
+        steps = self.schedule.steps
+        while (
+            self.admitted < len(steps)
+            and steps[self.admitted].after <= self.watermark
+            and self.admitted - self.watermark <= LOOKAHEAD
+        ):
+            number, step = self.admitted, steps[self.admitted]
+            self.admitted += 1
+            self.held += _held(step)
+            self.observer(MemoryHeld(self.held))
+            pending = [need for need in step.needs if not self.computed[need]]
+            for need in pending:
+                self.waiting.setdefault(need, []).append(number)
+            self.states[number] = _StepState(len(step.loads), len(pending))
+            for buffer in step.loads:
+                self.readers.put((number, buffer))
+            self._start_if_ready(number)
+
+    def _start_if_ready(self, number: int) -> None:
+        state = self.states[number]
+        if not state.loads_left and not state.needs_left:
+            self.ready.append(number)
+            self._start_ready()
+
+    def _start_ready(self) -> None:
+        """Begin the oldest steps that are ready; not too many at once, because each may hold counters of its own."""
+        while self.ready and self.active < active_steps(self.plan.options.budget.workers):
+            self.active += 1
+            self._start_phase(self.ready.popleft())
+
+    def _start_phase(self, number: int) -> None:
+        """Hand the parts of a step's next pass, or of its map, to the workers."""
+        compute = self._task(number)
+        state = self.states[number]
+        tensor = self.tensors.setdefault(compute.recipe, _TensorState())
+        if state.passes_done < len(compute.passes):
+            make = self._pass_part(compute, number, compute.passes[state.passes_done], tensor)
+        elif compute.maps:
+            make = self._map_part(compute, number, tensor)
+        else:
+            self._computed(number)
+            return
+        ranges = part_ranges(compute.count) or [(0, 0)]
+        state.parts_left = len(ranges)
+        for low, high in ranges:
+            self.workers.put(_PartJob(number, make(low, high)))
+
+    def _pass_part(self, compute: Compute, number: int, index: int, tensor: _TensorState) -> Callable[[int, int], Any]:
+        kernel = self.plan.kernels[compute.recipe]
+        statistic = kernel.statistics[index]
+        if tensor.fold is None:
+            tensor.fold = Fold(statistic)
+        fold, tile, earlier = tensor.fold, self._tile(number), tuple(tensor.statistics)
+
+        def part(low: int, high: int) -> Callable[[Workspace], None]:
+            def work(space: Workspace) -> None:
+                fold.add((compute.start + low) // PART, gather(statistic, tile, low, high, space, earlier))
+
+            return work
+
+        return part
+
+    def _map_part(self, compute: Compute, number: int, tensor: _TensorState) -> Callable[[int, int], Any]:
+        recipe, kernel = self.plan.recipes[compute.recipe], self.plan.kernels[compute.recipe]
+        tile, statistics = self._tile(number), tuple(tensor.statistics)
+        if copies_bytes(recipe, kernel):
+            return lambda low, high: lambda space: examine(tile.views[0], low, high, recipe.base_input == 0, space)
+        output = self.schedule.steps[number].output
+        offset = output.offset if output is not None else 0
+        out = self.pool.tensor(offset, recipe.dtype, compute.count)
+        return lambda low, high: lambda space: transform(kernel, tile, out, low, high, space, statistics, recipe.base_input)
+
+    def _part_done(self, number: int, facts: Facts | None) -> None:
+        compute, state = self._task(number), self.states[number]
+        tensor = self.tensors[compute.recipe]
+        if facts is not None:
+            tensor.facts += facts
+        state.parts_left -= 1
+        if state.parts_left:
+            return
+        if state.passes_done < len(compute.passes):
+            state.passes_done += 1
+            if compute.tile == compute.tiles - 1:
+                assert tensor.fold is not None
+                tensor.statistics.append(tensor.fold.finish(tuple(tensor.statistics)))
+                tensor.fold = None
+            self._start_phase(number)
+            return
+        self._computed(number)
+
+    def _computed(self, number: int) -> None:
+        self.computed[number] = True
+        self.active -= 1
+        self._start_ready()
+        for waiting in self.waiting.pop(number, ()):
+            self.states[waiting].needs_left -= 1
+            self._start_if_ready(waiting)
+        step, compute = self.schedule.steps[number], self._task(number)
+        if not step.saves:
+            self._release(number)
+            return
+        # Tiles of a tensor are saved in order, so that its checksum is that of its bytes.
+        tensor = self.tensors[compute.recipe]
+        tensor.waiting_saves[compute.tile] = number
+        self._save_next(tensor)
+
+    def _save_next(self, tensor: _TensorState) -> None:
+        number = tensor.waiting_saves.pop(tensor.saved_tiles, None)
+        if number is not None:
+            self.writers.put((number, self.schedule.steps[number].saves[0]))
+
+    def _saved(self, number: int) -> None:
+        compute = self._task(number)
+        tensor = self.tensors[compute.recipe]
+        tensor.saved_tiles += 1
+        self._release(number)
+        if tensor.saved_tiles < compute.tiles:
+            self._save_next(tensor)
+            return
+        recipe, place = self.plan.recipes[compute.recipe], self.plan.places[compute.recipe]
+        del self.tensors[compute.recipe]
+        self.undurable += 1
+        shard = self.plan.shards[place.shard].name
+        self._commits.put(
+            Record(recipe.name, recipe.digest, shard, place.offset, place.nbytes, tensor.hash.hexdigest(), tensor.facts)
+        )
+        self.committer.put(0)
+        self.observer(TensorWritten(recipe.name, place.nbytes))
+
+    def _release(self, number: int) -> None:
+        self.released[number] = True
+        del self.states[number]
+        self.held -= _held(self.schedule.steps[number])
+        self.observer(MemoryHeld(self.held))
+        while self.watermark + 1 < len(self.released) and self.released[self.watermark + 1]:
+            self.watermark += 1
+
+    def _task(self, number: int) -> Compute:
+        task: Compute = self.graph.nodes[self.schedule.steps[number].compute]["task"]
+        return task
+
+    def _tile(self, number: int) -> Tile:
+        """The inputs of a step, in the order of the recipe."""
+        step, compute = self.schedule.steps[number], self._task(number)
+        offsets = {buffer.task: buffer.offset for buffer in (*step.loads, *step.resident)}
+        views = []
+        for load in self.graph.nodes[step.compute]["inputs"]:
+            task: Load = self.graph.nodes[load]["task"]
+            views.append(self.pool.tensor(offsets[load], task.tensor.dtype, compute.count))
+        cast = self.plan.recipes[compute.recipe].cast
+        return Tile(views, compute.start, TORCH_DTYPES[cast] if cast else None)
+
+    # Jobs of the other threads.
+
+    def _read(self, job: tuple[int, Buffer], thread: int) -> object:
+        number, buffer = job
+        task: Load = self.graph.nodes[buffer.task]["task"]
+        self.reader.read(task, self.pool.bytes(buffer.offset, task.nbytes))
+        return "loaded", number, task.nbytes
+
+    def _compute(self, job: _PartJob, thread: int) -> object:
+        torch.set_num_threads(1)  # parts are the parallelism; threads inside an operation would only wait for each other
+        with torch.inference_mode():
+            return "part", job.step, job.work(self.spaces[thread])
+
+    def _write(self, job: tuple[int, int], thread: int) -> object:
+        number, save = job
+        step, compute = self.schedule.steps[number], self._task(number)
+        task: Save = self.graph.nodes[save]["task"]
+        place = self.plan.places[task.recipe]
+        # A copied tensor has no output buffer: what was loaded is what is saved.
+        source = step.output or next(
+            buffer for buffer in (*step.loads, *step.resident) if buffer.task == self.graph.nodes[step.compute]["inputs"][0]
+        )
+        data = self.pool.bytes(source.offset, task.nbytes)
+        self.tensors[compute.recipe].hash.update(data)
+        try:
+            self.writer.write(place.shard, place.offset + task.offset, data)
+        except OSError as error:
+            raise _write_error(error, self.plan.shards[place.shard].name) from None
+        return "saved", number, task.nbytes
+
+    def _commit(self, job: object, thread: int) -> object:
+        """Sync and record all tensors that are written by now; while one batch syncs, the next one gathers."""
+        batch: list[Record] = []
+        while True:
+            try:
+                batch.append(self._commits.get_nowait())
+            except queue.Empty:
+                break
+        if batch:
+            numbers = {shard.name: i for i, shard in enumerate(self.plan.shards)}
+            try:
+                self.writer.sync({numbers[record.shard] for record in batch})
+            except OSError as error:
+                raise _write_error(error, batch[0].shard) from None
+            self.journal.add(batch)
+        return _Durable(tuple(batch))
+
+
+def _held(step: Step) -> int:
+    return sum(buffer.nbytes for buffer in step.loads) + (step.output.nbytes if step.output else 0)
+
+
+def _write_error(error: OSError, name: str) -> WeftError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskError(f"{name}: the disk is full; free some space and give the same command again to continue", 0)
+    return OutputError(f"{name}: {error.strerror or error}; give the same command again to continue")

@@ -1,0 +1,116 @@
+"""The journal of an unfinished output folder: which tensors are on the disk, what made them, and their checksums.
+
+Invariant: a record refers only to bytes that were synced before it was committed.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+JOURNAL_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was seen while a tensor was computed: elements that differ from the base model's, and values that are no numbers.
+
+    `compared` is 0 where the base model has no such tensor.
+    """
+
+    compared: int = 0
+    differing: int = 0
+    nan: int = 0
+    inf: int = 0
+
+    def __add__(self, other: Facts) -> Facts:
+        return Facts(self.compared + other.compared, self.differing + other.differing, self.nan + other.nan, self.inf + other.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One durable tensor: where it stands, the digest of everything that made it, the xxh3-128 checksum of its bytes."""
+
+    name: str
+    digest: str
+    shard: str
+    offset: int
+    nbytes: int
+    checksum: str
+    facts: Facts
+
+
+class Journal:
+    """The journal in one SQLite file. Use from one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._db = self._open()
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, JOURNAL_VERSION):
+            self.close()
+            path.unlink()
+            self._db = self._open()
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS tensors (name TEXT PRIMARY KEY, digest TEXT NOT NULL, shard TEXT NOT NULL, "
+            "offset INTEGER NOT NULL, nbytes INTEGER NOT NULL, checksum TEXT NOT NULL, facts TEXT NOT NULL) WITHOUT ROWID"
+        )
+        self._db.execute(f"PRAGMA user_version = {JOURNAL_VERSION}")
+        self._db.commit()
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            return _connect(self._path)
+        except sqlite3.DatabaseError:
+            # Damaged beyond reading: what it recorded is computed again.
+            for name in (self._path, *(self._path.with_name(self._path.name + end) for end in ("-wal", "-shm"))):
+                name.unlink(missing_ok=True)
+            return _connect(self._path)
+
+    def records(self) -> dict[str, Record]:
+        """All durable tensors by name."""
+        rows = self._db.execute("SELECT name, digest, shard, offset, nbytes, checksum, facts FROM tensors")
+        return {row[0]: Record(row[0], row[1], row[2], row[3], row[4], row[5], Facts(*json.loads(row[6]))) for row in rows}
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Record tensors whose bytes are synced; returns when the records are on the disk."""
+        with self._db:
+            self._db.executemany(
+                "INSERT OR REPLACE INTO tensors VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        r.name,
+                        r.digest,
+                        r.shard,
+                        r.offset,
+                        r.nbytes,
+                        r.checksum,
+                        json.dumps([r.facts.compared, r.facts.differing, r.facts.nan, r.facts.inf]),
+                    )
+                    for r in records
+                ],
+            )
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Remove records, before what they refer to is overwritten."""
+        with self._db:
+            self._db.executemany("DELETE FROM tensors WHERE name = ?", [(name,) for name in names])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.DatabaseError:
+        db.close()
+        raise
+    return db

@@ -1,0 +1,199 @@
+"""Everything that only some operating systems offer, each with a portable fallback beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import DiskError, OutputError
+from ..planner.sizes import format_size
+
+try:
+    import fcntl
+    import resource
+except ImportError:  # Windows
+    fcntl = resource = None  # type: ignore[assignment]
+
+_SEEKING = threading.Lock()
+"""Where reads and writes have no position of their own, seek and transfer belong together."""
+
+READ_CHUNK = 8 << 20
+"""Bytes of one read call: long enough for the disk, short enough to be interrupted."""
+
+
+def read_into(file: int, offset: int, target: memoryview, *, drop: bool) -> None:
+    """Fill `target` from `offset`; the pages that this brought into the page cache leave it again if `drop`.
+
+    Raises EOFError where the file ends early, OSError as the system does.
+    """
+    done = 0
+    while done < len(target):
+        piece = target[done : done + READ_CHUNK]
+        count, cached = _read(file, piece, offset + done)
+        if count == 0:
+            raise EOFError(f"the file ends at byte {offset + done}")
+        if drop and not cached:
+            _drop_pages(file, offset + done, count)
+        done += count
+
+
+def _read(file: int, target: memoryview, offset: int) -> tuple[int, bool]:
+    """Bytes read, and whether all of them were in the page cache already."""
+    if hasattr(os, "RWF_NOWAIT"):
+        try:
+            count = os.preadv(file, [target], offset, os.RWF_NOWAIT)
+            if count > 0:
+                return count, True
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    if hasattr(os, "preadv"):
+        return os.preadv(file, [target], offset), False
+    with _SEEKING:
+        os.lseek(file, offset, os.SEEK_SET)
+        data = os.read(file, len(target))
+    target[: len(data)] = data
+    return len(data), False
+
+
+def _drop_pages(file: int, offset: int, nbytes: int) -> None:
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(file, offset, nbytes, os.POSIX_FADV_DONTNEED)
+
+
+def write_at(file: int, offset: int, data: memoryview) -> None:
+    """Write all of `data` at `offset`, whatever a single call accepts."""
+    done = 0
+    while done < len(data):
+        piece = data[done : done + READ_CHUNK]
+        if hasattr(os, "pwrite"):
+            done += os.pwrite(file, piece, offset + done)
+        else:
+            with _SEEKING:
+                os.lseek(file, offset + done, os.SEEK_SET)
+                done += os.write(file, piece)
+
+
+def reserve_disk(file: int, size: int) -> None:
+    """Make the file `size` bytes long with blocks of its own, so that a full disk is known now and not hours later."""
+    if hasattr(os, "posix_fallocate") and size:
+        try:
+            os.posix_fallocate(file, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    os.ftruncate(file, size)
+
+
+def sync_data(file: int) -> None:
+    """Return when the file's bytes are on the disk."""
+    getattr(os, "fdatasync", os.fsync)(file)
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the folder's names are on the disk."""
+    if os.name != "posix":
+        return  # Windows has no handle of a folder that could be synced
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock on file `path`; raises OutputError(refusal) where another process does. It ends with the process."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(refusal) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def anonymous_memory(nbytes: int) -> mmap.mmap:
+    """Zeroed memory that becomes resident as it is touched, in huge pages where the system has them."""
+    memory = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE))
+    if hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def available_memory() -> int:
+    """Bytes of memory that can be had without swapping, within this process's container."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) << 10)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+    if not found:
+        with contextlib.suppress(ValueError, OSError, AttributeError):
+            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return max(min(found, default=4 << 30), 64 << 20)
+
+
+def resident_memory() -> int:
+    """Bytes of this process that are in memory now (its peak, where the system tells only that)."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+    return _peak_of_all_time()
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` count from now on, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """The most bytes of this process that were in memory at once."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) << 10
+    return _peak_of_all_time()
+
+
+def _peak_of_all_time() -> int:
+    if resource is None:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
+
+
+def free_disk(folder: Path) -> int:
+    """Free bytes on the disk that holds `folder`, or would hold it."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raise DiskError, saying how much is missing, where `needed` bytes more do not fit."""
+    free = free_disk(folder)
+    if needed > free:
+        missing = needed - free
+        raise DiskError(
+            f"{folder}: the disk has {format_size(free)} free, {format_size(needed)} are needed: "
+            f"{format_size(missing)} are missing",
+            missing,
+        )

@@ -1,0 +1,1 @@
+"""The mathematics of merging: pure functions on tensors, and what each method declares about itself."""

@@ -1,0 +1,148 @@
+"""What a merge method declares about itself.
+
+Every method is at most two steps. *Statistics* stream over a tensor block by block and end in a few numbers; a *map* turns a
+block of the inputs and those numbers into a block of the output. A block is a fixed run of elements counted from the tensor's
+start, and partial statistics are merged in block order, so a result depends neither on tiles nor on threads.
+
+This module imports no torch: the planner reads declarations alone, and `weft plan` starts at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLOCK = 1 << 16
+"""Elements of one block: a row of float32 scratch is 256 KiB, so a method's working set stays in a core's cache."""
+
+PART_BLOCKS = 8
+"""Blocks that one worker takes at a time; tiles are whole parts, so no block is ever cut by a tile."""
+
+PART = BLOCK * PART_BLOCKS
+
+
+class MethodError(ValueError):
+    """Parameters that a method cannot work with, found before any tensor is read."""
+
+
+class BaseRole(Enum):
+    """What `base_model` means to a method."""
+
+    REQUIRED = "required"
+    """Task vectors are taken against it; the other inputs are the models."""
+    MEMBER = "one of the models"
+    """It must be given and is itself one of the models."""
+    ORDINARY = "optional"
+    """A model like any other: it takes part where it has the parameters that the method asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a method: `default` None with `required` means that the config must give it."""
+
+    name: str
+    kind: Literal["number", "boolean"]
+    scope: Literal["model", "global"]
+    help: str
+    default: float | bool | None = None
+    required: bool = False
+    low: float | None = None
+    high: float | None = None
+    inert: str = ""
+    """Why the parameter is accepted but changes nothing; empty where it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """Everything a kernel is built from: the shape, and each parameter as a plain number.
+
+    `models` has one mapping an input, in input order (empty for a base that has no parameters of its own); `stream` names the
+    tensor's stream of random bits.
+    """
+
+    shape: tuple[int, ...]
+    models: tuple[Mapping[str, float], ...]
+    shared: Mapping[str, float] = field(default_factory=dict)
+    base: int | None = None
+    stream: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        total = 1
+        for side in self.shape:
+            total *= side
+        return total
+
+
+class Scratch(Protocol):
+    """Reused memory of one worker."""
+
+    def row(self, index: int) -> Tensor:
+        """Float32 scratch row `index`, as long as the current block."""
+
+    def double(self, index: int) -> Tensor:
+        """The same for float64, 0 <= index < 2; shares no memory with the rows."""
+
+
+class Statistic(Protocol):
+    """One pass over a tensor: partial results of blocks, merged in block order, then finished into numbers."""
+
+    def block(self, x: Sequence[Tensor], start: int, scratch: Scratch, earlier: Sequence[Any]) -> Any:
+        """The partial result of the block that begins at element `start`; may overwrite `x`."""
+
+    def merge(self, left: Any, right: Any) -> Any:
+        """Join two partial results, `left` standing before `right` in the tensor."""
+
+    def finish(self, total: Any, earlier: Sequence[Any]) -> Any:
+        """The statistic of the whole tensor."""
+
+
+class Map(Protocol):
+    """The second step: a block of each input, as float32, to a block of the output."""
+
+    def __call__(self, x: Sequence[Tensor], start: int, scratch: Scratch, statistics: Sequence[Any]) -> Tensor:
+        """Return the row that holds the result: one of `x` (which may be overwritten) or of the scratch rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A method bound to one tensor's shape and parameters.
+
+    `rows` counts the float32 scratch rows its map and statistics use beyond one an input; `state_bytes` bounds one partial
+    statistic. `copies` marks a kernel whose output is input 0 unchanged, so that bytes may be moved instead of computed.
+    """
+
+    map: Map
+    statistics: tuple[Statistic, ...] = ()
+    rows: int = 0
+    state_bytes: int = 1024
+    copies: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A merge method as the planner sees it.
+
+    `models` bounds the number of inputs beside a required base (None: no upper bound). `version` enters every result's digest:
+    raise it when the numbers change. `random` methods draw from the arguments' stream, and so depend on the seed.
+    """
+
+    name: str
+    summary: str
+    source: str
+    base: BaseRole
+    models: tuple[int, int | None]
+    parameters: tuple[Parameter, ...]
+    kernel: Callable[[Arguments], Kernel]
+    version: int = 1
+    random: bool = False
+
+    def parameter(self, name: str) -> Parameter | None:
+        """The declaration of parameter `name`, or None."""
+        return next((p for p in self.parameters if p.name == name), None)

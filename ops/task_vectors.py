@@ -1,0 +1,147 @@
+"""Task arithmetic and what grew from it: thin out the task vectors, agree on signs, add them to the base.
+
+task_arithmetic (Ilharco et al. 2022), TIES (Yadav et al. 2023), DARE (Yu et al. 2023) differ only in how a vector is thinned
+(`sparsify.py`) and in whether elements must agree in sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .declare import Arguments, BaseRole, Kernel, Method, Parameter, Scratch
+from .sparsify import SCRATCH_ROWS, Sparsify, at_random, by_magnitude, keep_all
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NO_WEIGHT = 1e-8
+
+
+def _family(sparsify: Sparsify, *, consensus: bool) -> Callable[[Arguments], Kernel]:
+    def kernel(arguments: Arguments) -> Kernel:
+        base = arguments.base
+        assert base is not None, "the planner gives these methods a base"
+        tasks = [i for i in range(len(arguments.models)) if i != base]
+        weights = [float(arguments.models[i]["weight"]) for i in tasks]
+        normalize = bool(arguments.shared["normalize"])
+        scale = float(arguments.shared["lambda"])
+
+        def deltas(x: Sequence[Tensor], scratch: Scratch) -> Sequence[Tensor]:
+            return [x[i].sub_(x[base]) for i in tasks]
+
+        sparsifier = sparsify(arguments, tasks, deltas)
+
+        def merge(x: Sequence[Tensor], start: int, scratch: Scratch, statistics: Sequence[Any]) -> Tensor:
+            vectors = deltas(x, scratch)
+            if not vectors:
+                return x[base]
+            sparsifier.apply(vectors, start, scratch, statistics)
+            for vector, weight in zip(vectors, weights, strict=True):
+                vector.mul_(weight)
+            add = _sum_of_agreeing if consensus else _sum
+            return x[base].add_(add(vectors, weights, normalize, scratch), alpha=scale)
+
+        return Kernel(merge, sparsifier.statistics, rows=SCRATCH_ROWS + 3, state_bytes=sparsifier.state_bytes)
+
+    return kernel
+
+
+def _sum(vectors: Sequence[Tensor], weights: Sequence[float], normalize: bool, scratch: Scratch) -> Tensor:
+    total = vectors[0]
+    for vector in vectors[1:]:
+        total.add_(vector)
+    weight = sum(weights)
+    return total.div_(weight) if normalize and abs(weight) >= NO_WEIGHT else total
+
+
+def _sum_of_agreeing(vectors: Sequence[Tensor], weights: Sequence[float], normalize: bool, scratch: Scratch) -> Tensor:
+    """Elements whose sign agrees with the sign of the sum (0 counts as +), added; Yadav et al. 2023, section 4, "elect"."""
+    import torch
+
+    sign, spare, share = (scratch.row(SCRATCH_ROWS + i) for i in range(3))
+    sign.copy_(vectors[0])
+    for vector in vectors[1:]:
+        sign.add_(vector)
+    # +1 where the sum is not negative, else -1. Multiplied by it, the agreeing elements are the positive ones.
+    sign.ge_(0.0).mul_(2.0).sub_(1.0)
+    for vector in vectors:
+        vector.mul_(sign)
+    if normalize:
+        share.zero_()
+        for vector, weight in zip(vectors, weights, strict=True):
+            share.add_(torch.gt(vector, 0.0, out=spare), alpha=weight)
+        # Nothing agrees: the sum is 0 and so is what it is divided by.
+        share.add_(torch.eq(share, 0.0, out=spare))
+    total = vectors[0].clamp_min_(0.0)
+    for vector in vectors[1:]:
+        total.add_(vector.clamp_min_(0.0))
+    if normalize:
+        total.div_(share)
+    return total.mul_(sign)
+
+
+def _parameters(*, normalize: bool, rescale: bool, sparse: str, int8_mask: bool) -> tuple[Parameter, ...]:
+    parameters = [
+        Parameter("weight", "number", "model", "factor on this model's task vector", required=True),
+        Parameter("density", "number", "model", f"share of the task vector to keep, {sparse}", default=1.0, low=0.0),
+        Parameter("normalize", "boolean", "global", "divide by the sum of the weights", default=normalize),
+        Parameter("lambda", "number", "global", "factor on the merged task vector", default=1.0),
+        Parameter("rescale", "boolean", "global", "restore the thinned vector's size", default=rescale),
+    ]
+    if int8_mask:
+        parameters.append(
+            Parameter("int8_mask", "boolean", "global", "", inert="it never changed values, only another tool's memory")
+        )
+    return tuple(parameters)
+
+
+METHODS = (
+    Method(
+        name="task_arithmetic",
+        summary="Add the models' weighted differences from the base.",
+        source="Ilharco et al. 2022, Editing models with task arithmetic, section 2",
+        base=BaseRole.REQUIRED,
+        models=(0, None),
+        parameters=(
+            Parameter("weight", "number", "model", "factor on this model's task vector", required=True),
+            Parameter(
+                "density", "number", "model", "", inert="task_arithmetic keeps whole task vectors; use ties or dare_linear"
+            ),
+            Parameter("normalize", "boolean", "global", "divide by the sum of the weights", default=False),
+            Parameter("lambda", "number", "global", "factor on the merged task vector", default=1.0),
+            Parameter("rescale", "boolean", "global", "", inert="nothing is thinned out, so nothing is rescaled"),
+            Parameter("int8_mask", "boolean", "global", "", inert="it never changed values, only another tool's memory"),
+        ),
+        kernel=_family(keep_all, consensus=False),
+    ),
+    Method(
+        name="ties",
+        summary="Keep each difference's largest elements, elect a sign, add those that agree.",
+        source="Yadav et al. 2023, TIES-Merging, section 4",
+        base=BaseRole.REQUIRED,
+        models=(0, None),
+        parameters=_parameters(normalize=True, rescale=False, sparse="largest magnitudes first", int8_mask=True),
+        kernel=_family(by_magnitude, consensus=True),
+    ),
+    Method(
+        name="dare_linear",
+        summary="Drop elements of each difference at random, rescale, add.",
+        source="Yu et al. 2023, Language models are super Mario, section 3.2",
+        base=BaseRole.REQUIRED,
+        models=(0, None),
+        parameters=_parameters(normalize=False, rescale=True, sparse="chosen at random", int8_mask=True),
+        kernel=_family(at_random, consensus=False),
+        random=True,
+    ),
+    Method(
+        name="dare_ties",
+        summary="Drop elements at random, rescale, then elect signs as ties does.",
+        source="Yu et al. 2023, section 3.2; Yadav et al. 2023, section 4",
+        base=BaseRole.REQUIRED,
+        models=(0, None),
+        parameters=_parameters(normalize=False, rescale=True, sparse="chosen at random", int8_mask=True),
+        kernel=_family(at_random, consensus=True),
+        random=True,
+    ),
+)

@@ -1,0 +1,1 @@
+"""Config and checkpoint headers in, a plan out: reads kilobytes, never tensor data."""

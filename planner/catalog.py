@@ -1,0 +1,171 @@
+"""What a model is made of, from its headers alone: config, tensors with dtype, shape, file and byte range, and side files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import CheckpointError
+from .headers import FileHeader, safetensors_header
+from .pickle_header import pickle_header
+from .quantized import refuse_quantized
+from .store import Store
+
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+_WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx|tflite|ot|npz)(\.index\.json)?$", re.IGNORECASE)
+_NOT_SIDE = re.compile(
+    r"^(readme\.md|license.*|\.git.*|weft\.json|config\.json|training_args\.bin|.*\.(py|pyc|lock|partial))$", re.IGNORECASE
+)
+_SIDE = re.compile(r"\.(json|jinja|txt|model|tiktoken|vocab|yaml|spm)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """One file of tensor data. `identity` changes whenever its bytes do."""
+
+    model: str
+    name: str
+    size: int
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class InputTensor:
+    """A tensor of an input model, and where its bytes are."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: WeightFile
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model's headers. `side_files` are what a merged model needs beside its weights, with their sizes."""
+
+    label: str
+    store: Store
+    config: Mapping[str, Any]
+    tensors: Mapping[str, InputTensor]
+    files: tuple[WeightFile, ...]
+    side_files: Mapping[str, int]
+
+
+def open_checkpoint(store: Store) -> Checkpoint:
+    """Read a model's config and headers. Raises CheckpointError for anything broken, missing or quantised."""
+    sizes = store.sizes()
+    config = _json_map(store, "config.json", sizes)
+    names, index = _weight_files(store, sizes)
+    tensors: dict[str, InputTensor] = {}
+    files: list[WeightFile] = []
+    for name in names:
+        label = f"{store.label}/{name}"
+        header = _header(store, name, sizes[name], label)
+        file = WeightFile(store.label, name, sizes[name], f"{store.identity(name)}:{header.digest}")
+        files.append(file)
+        for entry in header.tensors:
+            if entry.name in tensors:
+                raise CheckpointError(f"{label}: tensor '{entry.name}' stands in {tensors[entry.name].file.name} too")
+            tensors[entry.name] = InputTensor(entry.name, entry.dtype, entry.shape, file, entry.offset, entry.nbytes)
+    for name, shard in index.items():
+        if name not in tensors:
+            raise CheckpointError(f"{store.label}: missing weights: the index puts '{name}' into {shard}, which does not have it")
+    if not tensors:
+        raise CheckpointError(f"{store.label}: there are no tensors in {', '.join(names)}")
+    refuse_quantized(store.label, config, tensors)
+    side = {name: size for name, size in sizes.items() if is_side_file(name)}
+    return Checkpoint(store.label, store, config, tensors, tuple(files), side)
+
+
+def is_side_file(name: str) -> bool:
+    """Whether a file goes along with a model: tokenizer, templates, generation and preprocessor settings."""
+    return "/" not in name and bool(_SIDE.search(name)) and not _WEIGHTS.search(name) and not _NOT_SIDE.match(name)
+
+
+def _header(store: Store, name: str, size: int, label: str) -> FileHeader:
+    with store.open(name) as file:
+        if name.endswith(".bin"):
+            return pickle_header(file, label)
+
+        def read(offset: int, length: int) -> bytes:
+            file.seek(offset)
+            return file.read(length)
+
+        return safetensors_header(read, size, label)
+
+
+def _weight_files(store: Store, sizes: Mapping[str, int]) -> tuple[list[str], Mapping[str, str]]:
+    """The files that hold the weights, and the index's map from tensor to file (empty without an index)."""
+    for index, pattern in ((SAFETENSORS_INDEX, r"model.*\.safetensors"), (PICKLE_INDEX, r"pytorch_model.*\.bin")):
+        if index in sizes:
+            weight_map = _weight_map(store, index, sizes)
+            for shard in weight_map.values():
+                if shard not in sizes:
+                    raise CheckpointError(
+                        f"{store.label}: missing weights: {index} names {shard}, which is not there; fetch it again"
+                    )
+            return sorted(set(weight_map.values())), weight_map
+        found = sorted(name for name in sizes if re.fullmatch(pattern, name))
+        if found:
+            _complete(store.label, found)
+            return found, {}
+    other = [name for name in sizes if name.endswith(".safetensors") and not name.startswith(("adapter", "consolidated"))]
+    if len(other) == 1:
+        return other, {}
+    raise CheckpointError(_nothing_found(store.label, sizes))
+
+
+def _complete(label: str, names: list[str]) -> None:
+    """Shards say how many there are; without an index their names are all there is to check."""
+    numbered = [re.fullmatch(r".*-(\d+)-of-(\d+)\.\w+", name) for name in names]
+    if len(names) == 1 and numbered[0] is None:
+        return
+    if None in numbered:
+        raise CheckpointError(f"{label}: {names[0]} and {names[-1]} stand side by side without an index that says what to use")
+    totals = {int(match[2]) for match in numbered if match}
+    present = {int(match[1]) for match in numbered if match}
+    missing = sorted(set(range(1, max(totals) + 1)) - present)
+    if len(totals) != 1 or missing:
+        raise CheckpointError(
+            f"{label}: missing weights: shard {missing[0] if missing else '?'} of {max(totals)} is not there; fetch it again"
+        )
+
+
+def _nothing_found(label: str, sizes: Mapping[str, int]) -> str:
+    gguf = next((name for name in sizes if name.lower().endswith(".gguf")), None)
+    if gguf:
+        return f"{label}: {gguf} is GGUF, a quantised format: use the model's safetensors release"
+    if any(name.startswith("adapter_") for name in sizes):
+        return f"{label}: this is an adapter, not a model; adapters are not supported by this version of weft"
+    others = [name for name in sizes if _WEIGHTS.search(name)]
+    have = f"; it has {others[0]}, which weft does not read" if others else ""
+    return f"{label}: missing weights: no model.safetensors, pytorch_model.bin or index of shards{have}"
+
+
+def _weight_map(store: Store, index: str, sizes: Mapping[str, int]) -> dict[str, str]:
+    weight_map = _json_map(store, index, sizes).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{store.label}/{index}: has no 'weight_map' from tensors to files")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or "/" in shard or "\\" in shard or not shard.endswith((".safetensors", ".bin")):
+            raise CheckpointError(f"{store.label}/{index}: '{name}' is put into {shard!r}, which is no weight file of this model")
+    return weight_map
+
+
+def _json_map(store: Store, name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+    label = f"{store.label}/{name}"
+    if name not in sizes:
+        raise CheckpointError(f"{label}: not there: {store.label} is no model, or not a complete one")
+    try:
+        value = json.loads(store.read(name))
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{label}: not valid JSON; fetch it again") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{label}: not a map")
+    return value

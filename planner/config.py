@@ -1,0 +1,199 @@
+"""The config language, as data. Every error names the file, the line, the key, what was expected, and the nearest valid name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
+
+from ..errors import ConfigError, nearest
+from .document import Document, Path, parse
+from .reference import ModelReference, parse_reference
+from .setting import Setting, parse_setting
+
+_NUMBERS = {"anyOf": [{"type": "number"}, {"type": "boolean"}, {"type": "array", "items": {"type": ["number", "boolean"]}}]}
+_SETTING_SCHEMA = {
+    "description": "a value; a list of values spread over the layers; or conditions on tensor names, the first that fits decides",
+    "anyOf": [
+        *_NUMBERS["anyOf"],
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"filter": {"type": "string"}, "value": _NUMBERS},
+                "required": ["value"],
+                "additionalProperties": False,
+            },
+        },
+    ],
+}
+_LOCATION = {"type": "object", "properties": {"path": {"type": "string"}, "revision": {"type": "string"}}, "required": ["path"]}
+_REFERENCE_SCHEMA = {
+    "description": "folder or Hub name: path-or-org/name[@revision]",
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "properties": {
+                "model": {"anyOf": [{"type": "string"}, _LOCATION]},
+                "lora": {"anyOf": [{"type": "string"}, _LOCATION]},
+                "override_architecture": {"type": "string"},
+            },
+            "required": ["model"],
+        },
+    ],
+}
+
+Reference = Annotated[ModelReference, PlainValidator(parse_reference), WithJsonSchema(_REFERENCE_SCHEMA)]
+Value = Annotated[Setting, PlainValidator(parse_setting), WithJsonSchema(_SETTING_SCHEMA)]
+Parameters = dict[str, Value]
+FloatType = Literal["float16", "bfloat16", "float32"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+
+
+class InputModel(_Strict):
+    """One entry of `models`: a whole model."""
+
+    model: Reference
+    parameters: Parameters | None = None
+
+
+class Source(_Strict):
+    """One entry of a slice's `sources`: layers lo to hi - 1 of a model."""
+
+    model: Reference
+    layer_range: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    parameters: Parameters | None = None
+
+
+class Slice(_Strict):
+    """Output layers that come from one run of layers of each source."""
+
+    sources: Annotated[list[Source], Field(min_length=1)]
+    parameters: Parameters | None = None
+    base_model: Reference | None = None
+
+
+class _Body(_Strict):
+    @model_validator(mode="after")
+    def _one_body(self) -> _Body:
+        given = [key for key in ("models", "slices", "modules") if getattr(self, key, None) is not None]
+        if len(given) != 1:
+            names = " and ".join(f"'{key}'" for key in given) or "none"
+            raise ValueError(f"give exactly one of 'models', 'slices', 'modules' (here: {names})")
+        return self
+
+
+class Module(_Body):
+    """One entry of `modules`: a part of a model that has several, such as an encoder."""
+
+    models: Annotated[list[InputModel], Field(min_length=1)] | None = None
+    slices: Annotated[list[Slice], Field(min_length=1)] | None = None
+    parameters: Parameters | None = None
+
+
+class MergeConfig(_Body):
+    """A merge: which method, of which models, with which parameters."""
+
+    merge_method: str
+    models: Annotated[list[InputModel], Field(min_length=1)] | None = None
+    slices: Annotated[list[Slice], Field(min_length=1)] | None = None
+    modules: Annotated[dict[str, Module], Field(min_length=1)] | None = None
+    base_model: Reference | None = None
+    parameters: Parameters | None = None
+    dtype: FloatType | None = None
+    out_dtype: FloatType | None = None
+    name: str | None = None
+
+
+class LoadedConfig:
+    """A config with its text and line numbers; `error` points into the text."""
+
+    def __init__(self, merge: MergeConfig, document: Document, text: str) -> None:
+        self.merge, self.document, self.text = merge, document, text
+
+    def error(self, path: Path, message: str) -> ConfigError:
+        """An error at key `path`."""
+        return self.document.error(path, message)
+
+
+_LATER = {
+    "tokenizer_source": "merging vocabularies",
+    "tokenizer": "merging vocabularies",
+    "chat_template": "setting a chat template",
+    "experts": "a mixture of experts",
+}
+
+
+def read_config(path: FilePath) -> LoadedConfig:
+    """Read and check the config in file `path`. Raises ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    return load_config(text, str(path))
+
+
+def load_config(text: str, source: str = "config") -> LoadedConfig:
+    """Check a config's text; `source` names it in messages. Raises ConfigError."""
+    documents = parse(text, source)
+    if not documents:
+        raise ConfigError(f"{source}: the config is empty")
+    if len(documents) > 1:
+        line = documents[1].line(())
+        raise ConfigError(f"{source}, line {line}: a second document: merges in several stages are not supported by this version")
+    document = documents[0]
+    if not isinstance(document.value, Mapping):
+        raise document.error((), f"a config is a map with the key 'merge_method', not {type(document.value).__name__}")
+    for key, what in _LATER.items():
+        if key in document.value:
+            raise document.error((key,), f"'{key}': {what} is not supported by this version of weft")
+    try:
+        return LoadedConfig(MergeConfig.model_validate(document.value), document, text)
+    except ValidationError as error:
+        raise _explain(error, document) from None
+
+
+def _explain(error: ValidationError, document: Document) -> ConfigError:
+    """The first of pydantic's errors, unknown keys before what they leave missing."""
+    errors = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+    first = errors[0]
+    path: Path = tuple(step for step in first["loc"] if isinstance(step, int | str))
+    message = str(first.get("ctx", {}).get("error") or first["msg"])
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key '{path[-1]}'{nearest(str(path[-1]), _keys_at(path[:-1]))}"
+    elif first["type"] == "missing":
+        message = f"the key '{path[-1]}' is missing"
+        path = path[:-1]
+    elif first["type"].startswith(("literal", "list", "int", "string", "dict", "model", "float", "bool")):
+        message = f"{message[0].lower()}{message[1:]}, not {_short(first['input'])}"
+    return document.error(path, message)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _keys_at(path: Path) -> list[str]:
+    """The valid keys of the map at `path`."""
+    inside: dict[str, type[BaseModel]] = {"models": InputModel, "slices": Slice, "sources": Source, "modules": Module}
+    kind: type[BaseModel] = MergeConfig
+    for step in path:
+        kind = inside.get(str(step), kind)
+    return list(kind.model_fields)
+
+
+def json_schema(method_names: list[str]) -> dict[str, Any]:
+    """The JSON Schema of a config, for editors."""
+    schema = MergeConfig.model_json_schema()
+    schema["title"] = "weft merge config"
+    schema["properties"]["merge_method"] = {"enum": method_names, "description": "how tensors are merged: see `weft methods`"}
+    return schema

@@ -1,0 +1,143 @@
+"""A plan as plain data for programs (docs/plan-json.md), and its graph as GraphML or DOT."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+
+from ..errors import ConfigError
+from .estimate import estimate_seconds
+from .graph import Compute, Load, Save
+from .plan import Plan
+
+DESCRIPTION_VERSION = 1
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Everything that `weft plan` shows. Keys are stable; new ones may be added."""
+    kinds = {"load": 0, "compute": 0, "save": 0}
+    for _, data in plan.graph.nodes(data=True):
+        kinds[data["kind"]] += 1
+    read = plan.bytes_read()
+    budget = plan.options.budget
+    return {
+        "version": DESCRIPTION_VERSION,
+        "digest": plan.digest,
+        "method": plan.method.name,
+        "base_model": str(plan.base.reference),
+        "dtype": plan.model_config.get("torch_dtype") or plan.model_config.get("dtype"),
+        "layers": plan.layers,
+        "seed": plan.options.seed,
+        "models": [
+            {
+                "model": str(model.reference),
+                "commit": model.checkpoint.store.commit,
+                "layers": model.layout.main.count if model.layout.main else 0,
+                "bytes_read": read[model.checkpoint.label],
+                "bytes_to_download": downloads(plan)[model.checkpoint.label],
+            }
+            for model in plan.models
+        ],
+        "tensors": len(plan.recipes),
+        "parameters": plan.parameters,
+        "tasks": kinds,
+        "tiled_tensors": len({t.recipe for t in _tasks(plan) if isinstance(t, Compute) and t.tiles > 1}),
+        "bytes_read": sum(read.values()),
+        "bytes_written": plan.bytes_written,
+        "bytes_to_download": sum(downloads(plan).values()),
+        "shards": [{"name": shard.name, "bytes": shard.size, "tensors": len(shard.recipes)} for shard in plan.shards],
+        "side_files": dict(plan.side_files),
+        "ram": {"budget": budget.ram, "predicted_peak": plan.predicted_ram, "pool": plan.schedule.arena},
+        "vram": {"budget": budget.vram, "predicted_peak": plan.predicted_vram},
+        "peak_tensor": peak_tensor(plan),
+        "device": budget.device,
+        "workers": budget.workers,
+        "seconds": round(estimate_seconds(plan), 1),
+        "notes": list(plan.notes),
+    }
+
+
+def downloads(plan: Plan) -> dict[str, int]:
+    """Bytes that a run would download, by model."""
+    found = {}
+    for model in plan.models:
+        store = model.checkpoint.store
+        names = {file.name: file.size for file in model.checkpoint.files}
+        if model is plan.base:
+            names |= plan.side_files
+        found[model.checkpoint.label] = sum(size for name, size in names.items() if store.path(name) is None)
+    return found
+
+
+def peak_tensor(plan: Plan) -> str | None:
+    """The tensor that needs the most memory at once."""
+    if plan.schedule.peak is None:
+        return None
+    task: Compute = plan.graph.nodes[plan.schedule.peak]["task"]
+    return plan.recipes[task.recipe].name
+
+
+def write_graph(plan: Plan, path: Path) -> None:
+    """Write the task graph, in the format that the file's ending names. Raises ConfigError for another ending."""
+    if path.suffix == ".graphml":
+        nx.write_graphml(_labelled(plan), path)
+    elif path.suffix in (".dot", ".gv"):
+        path.write_text(_dot(_labelled(plan)), encoding="utf-8")
+    else:
+        raise ConfigError(f"--graph {path}: the ending says the format: .graphml or .dot")
+
+
+def _tasks(plan: Plan) -> list[Load | Compute | Save]:
+    return [data["task"] for _, data in plan.graph.nodes(data=True)]
+
+
+def _labelled(plan: Plan) -> nx.DiGraph[str]:
+    """The graph with readable names and plain attributes."""
+    names: dict[int, str] = {}
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    for node, data in plan.graph.nodes(data=True):
+        label, attributes = _label(plan, data["task"])
+        names[node] = f"{data['kind']} {node}: {label}"
+        graph.add_node(names[node], kind=data["kind"], bytes=data["bytes"], **attributes)
+    graph.add_edges_from((names[a], names[b]) for a, b in plan.graph.edges)
+    return graph
+
+
+def _label(plan: Plan, task: Load | Compute | Save) -> tuple[str, Mapping[str, str | int]]:
+    match task:
+        case Load():
+            tensor = task.tensor
+            return f"{tensor.file.model} {tensor.name}", {
+                "tensor": tensor.name,
+                "file": f"{tensor.file.model}/{tensor.file.name}",
+                "offset": task.offset,
+            }
+        case Compute():
+            recipe = plan.recipes[task.recipe]
+            what = "map" if task.maps else f"pass {task.passes[0]}"
+            method = recipe.method or "copy"
+            return f"{method} {what} {recipe.name}", {
+                "tensor": recipe.name,
+                "method": method,
+                "tile": task.tile,
+                "tiles": task.tiles,
+            }
+        case Save():
+            name = plan.recipes[task.recipe].name
+            return name, {"tensor": name, "shard": plan.shards[plan.places[task.recipe].shard].name}
+
+
+def _dot(graph: nx.DiGraph[str]) -> str:
+    shapes = {"load": "ellipse", "compute": "box", "save": "cylinder"}
+    lines = ["digraph weft {", "  rankdir=LR;"]
+    lines += [f"  {_quoted(name)} [shape={shapes[data['kind']]}];" for name, data in graph.nodes(data=True)]
+    lines += [f"  {_quoted(a)} -> {_quoted(b)};" for a, b in graph.edges]
+    return "\n".join([*lines, "}", ""])
+
+
+def _quoted(text: str) -> str:
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'

@@ -1,0 +1,107 @@
+"""A YAML document with its line numbers.
+
+PyYAML composes the node tree; plain values are made from it here, so that every value's line is known, no tag constructs
+anything, keys are unique, and aliases cannot grow a small file into a large tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+
+MAX_BYTES = 4 << 20
+MAX_VALUES = 200_000
+MAX_DEPTH = 64
+_SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "timestamp")}
+
+Path = tuple[str | int, ...]
+"""Where a value stands: keys and list positions from the root."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Plain values, and the line on which each begins."""
+
+    value: Any
+    lines: dict[Path, int]
+    source: str
+
+    def line(self, path: Path) -> int:
+        """The line of `path`, or of the nearest enclosing value."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path, 1)
+
+    def error(self, path: Path, message: str) -> ConfigError:
+        """An error at `path`: file, line, key path, message."""
+        where = f", {dotted(path)}" if path else ""
+        return ConfigError(f"{self.source}, line {self.line(path)}{where}: {message}")
+
+
+def dotted(path: Path) -> str:
+    """`models[1].parameters.weight`"""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def parse(text: str, source: str) -> list[Document]:
+    """All documents of a YAML text. Raises ConfigError for what is not plain YAML."""
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"{source}: {len(text)} characters are too many for a config")
+    try:
+        nodes = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise ConfigError(f"{source}, line {line}: not valid YAML: {error.problem or error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
+    return [_document(node, source) for node in nodes]
+
+
+def _document(root: yaml.Node, source: str) -> Document:
+    lines: dict[Path, int] = {}
+    loader = yaml.SafeLoader("")
+    count = 0
+
+    def build(node: yaml.Node, path: Path) -> Any:
+        nonlocal count
+        count += 1
+        line = node.start_mark.line + 1
+        where = f"{source}, line {line}{', ' + dotted(path) if path else ''}"
+        if count > MAX_VALUES or len(path) > MAX_DEPTH:
+            raise ConfigError(f"{where}: the config is too large or too deep (aliases that expand into each other?)")
+        lines[path] = line
+        if isinstance(node, yaml.MappingNode):
+            return dict(entries(node, path, where))
+        if isinstance(node, yaml.SequenceNode):
+            return [build(item, (*path, i)) for i, item in enumerate(node.value)]
+        if node.tag not in _SCALARS:
+            raise ConfigError(f"{where}: the tag {node.tag} is not allowed in a config")
+        if node.tag.endswith("timestamp"):
+            return node.value
+        try:
+            return loader.construct_object(node, deep=True)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from None
+
+    def entries(node: yaml.MappingNode, path: Path, where: str) -> Iterator[tuple[str, Any]]:
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"{where}: a key must be plain text")
+            key = key_node.value
+            if key in seen:
+                raise ConfigError(f"{source}, line {key_node.start_mark.line + 1}: key '{key}' stands twice in the same map")
+            seen.add(key)
+            yield key, build(value_node, (*path, key))
+            lines[(*path, key)] = key_node.start_mark.line + 1
+
+    return Document(build(root, ()), lines, source)

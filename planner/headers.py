@@ -1,0 +1,108 @@
+"""What stands in a checkpoint file, and where: names, dtypes, shapes and byte ranges, never data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import CheckpointError
+from .dtypes import ITEM_SIZES
+
+MAX_HEADER = 100_000_000
+"""The safetensors library's own limit on a header's bytes."""
+
+ReadRange = Callable[[int, int], bytes]
+"""Bytes of a file: from offset, this many (fewer at the file's end)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of a file; `offset` counts from the file's first byte."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileHeader:
+    """All tensors of a file in the order of their bytes, and a hash of what described them."""
+
+    tensors: tuple[TensorEntry, ...]
+    digest: str
+
+
+def tensor_bytes(dtype: str, shape: tuple[int, ...], where: str) -> int:
+    """Bytes of a tensor; refuses dtypes that cannot be merged or copied, by name."""
+    if dtype not in ITEM_SIZES:
+        kind = (
+            "quantised codes whose scales stand elsewhere" if dtype.startswith(("F8", "F4", "F6")) else "a type unknown to weft"
+        )
+        raise CheckpointError(f"{where} has dtype {dtype}, {kind}: use the model's bfloat16 or float16 release")
+    return ITEM_SIZES[dtype] * math.prod(shape)
+
+
+def safetensors_header(read: ReadRange, size: int, label: str) -> FileHeader:
+    """Parse and check a safetensors header of a file of `size` bytes; `label` names the file in messages.
+
+    Raises CheckpointError where the header lies about the file or the file is cut short.
+    """
+    if size < 8:
+        raise CheckpointError(f"{label}: {size} bytes are no safetensors file (a broken download? fetch it again)")
+    length = int.from_bytes(read(0, 8), "little")
+    if length > MAX_HEADER:
+        raise CheckpointError(f"{label}: no safetensors file (its header would have {length} bytes)")
+    if 8 + length > size:
+        raise CheckpointError(f"{label}: cut short inside its header: {size} of at least {8 + length} bytes; fetch it again")
+    raw = read(8, length)
+    try:
+        header = json.loads(raw, object_pairs_hook=lambda pairs: _unique(pairs, label))
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{label}: no safetensors file (its header is not JSON)") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{label}: no safetensors file (its header is not a map)")
+    start = 8 + length
+    tensors = [_entry(name, spec, start, label) for name, spec in header.items() if name != "__metadata__"]
+    tensors.sort(key=lambda entry: (entry.offset, entry.nbytes))
+    end = start
+    for entry in tensors:
+        if entry.offset != end:
+            raise CheckpointError(f"{label}: the bytes of tensor '{entry.name}' overlap another's or leave a hole")
+        end += entry.nbytes
+    if end > size:
+        raise CheckpointError(f"{label}: cut short: {size} bytes, its header promises {end} (a broken download? fetch it again)")
+    if end < size:
+        raise CheckpointError(f"{label}: {size - end} bytes more than its header describes; fetch it again")
+    return FileHeader(tuple(tensors), hashlib.sha256(raw).hexdigest()[:32])
+
+
+def _unique(pairs: list[tuple[str, Any]], label: str) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise CheckpointError(f"{label}: a name stands twice in its header")
+    return found
+
+
+def _entry(name: str, spec: Any, start: int, label: str) -> TensorEntry:
+    where = f"{label}: tensor '{name}'"
+    if not isinstance(spec, Mapping):
+        raise CheckpointError(f"{where} is not described by a map")
+    dtype, shape, offsets = spec.get("dtype"), _naturals(spec.get("shape")), _naturals(spec.get("data_offsets"))
+    if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
+        raise CheckpointError(f"{where} has no valid dtype, shape and data_offsets")
+    nbytes = tensor_bytes(dtype, tuple(shape), where)
+    if offsets[1] - offsets[0] != nbytes:
+        raise CheckpointError(f"{where} says {offsets[1] - offsets[0]} bytes, but {dtype} {list(shape)} has {nbytes}")
+    return TensorEntry(name, dtype, tuple(shape), start + offsets[0], nbytes)
+
+
+def _naturals(value: Any) -> list[int] | None:
+    """The value, if it is a list of natural numbers of a sensible size."""
+    good = isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62 for n in value)
+    return value if good else None

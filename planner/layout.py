@@ -1,0 +1,161 @@
+"""Finds a model's layers from the numbers in its tensor names, for any architecture.
+
+`model.layers.3.mlp.up_proj.weight` is tensor `mlp.up_proj.weight` of layer 3 of the stack `model.layers`. The layer counts in
+config.json say which runs of numbers are layers; what stands outside them comes before (embeddings) or after (norm, head).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import CheckpointError
+
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""Keys of config.json under which families keep the layer count of their main stack."""
+
+_NUMBERED = re.compile(r"(?P<prefix>.*?)\.?(?<![^.])(?P<index>\d+)\.(?P<rest>.+)")
+_COUNT_KEY = re.compile(r"(layer|block|depth)", re.IGNORECASE)
+_BEFORE = re.compile(
+    r"(^|[._])(\w*embed\w*|wte|wpe|tok_emb\w*|word_emb\w*|shared|rotary_pos_emb|patch\w*|visual|vision\w*)([._]|$)"
+)
+_OUTPUT_EMBEDDINGS = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
+_INPUT_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|shared)\.weight$")
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A run of layers: tensors `prefix.0.…` to `prefix.{count - 1}.…`."""
+
+    prefix: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor stands: in a layer of a stack, or outside all layers (`stack` None)."""
+
+    name: str
+    stack: Stack | None = None
+    layer: int = 0
+    rest: str = ""
+
+    @property
+    def before(self) -> bool:
+        """Whether a tensor outside the layers is used before them."""
+        return self.stack is None and bool(_BEFORE.search(self.name)) and not is_output_embedding(self.name)
+
+    def at(self, layer: int) -> str:
+        """The same tensor's name in another layer."""
+        assert self.stack is not None
+        return f"{self.stack.prefix}.{layer}.{self.rest}" if self.stack.prefix else f"{layer}.{self.rest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A model's stacks, the main one first, and the place of each tensor."""
+
+    stacks: tuple[Stack, ...]
+    places: Mapping[str, Place]
+
+    @property
+    def main(self) -> Stack | None:
+        """The stack that `slices` speak of."""
+        return self.stacks[0] if self.stacks else None
+
+
+def is_output_embedding(name: str) -> bool:
+    """Whether the tensor is the language model's output projection, which may be tied to the input embedding."""
+    return bool(_OUTPUT_EMBEDDINGS.search(name))
+
+
+def input_embedding(names: Iterable[str]) -> str | None:
+    """The name of the input embedding, if there is just one that could be it."""
+    found = [name for name in names if _INPUT_EMBEDDINGS.search(name)]
+    return found[0] if len(found) == 1 else None
+
+
+def find_layout(label: str, config: Mapping[str, Any], names: Iterable[str]) -> Layout:
+    """Group tensor names into stacks. Raises CheckpointError where a layer that config.json promises has no tensors."""
+    split = {name: match for name in names if (match := _NUMBERED.fullmatch(name))}
+    layers: dict[str, dict[int, int]] = {}
+    for match in split.values():
+        indices = layers.setdefault(match["prefix"], {})
+        index = int(match["index"])
+        indices[index] = indices.get(index, 0) + 1
+    wanted = main_layer_count(config)
+    main = _main_prefix(layers, wanted)
+    counts = set(_counts(config))
+    stacks = {}
+    for prefix, indices in layers.items():
+        count = max(indices) + 1
+        if prefix == main:
+            stacks[prefix] = Stack(prefix, _checked(label, prefix, indices, wanted))
+        elif count in counts and len(indices) == count:
+            stacks[prefix] = Stack(prefix, count)
+    places = {name: _place(name, split.get(name), stacks) for name in names}
+    ordered = sorted(stacks.values(), key=lambda stack: (stack.prefix != main, stack.prefix))
+    return Layout(tuple(ordered), places)
+
+
+def main_layer_count(config: Mapping[str, Any]) -> int | None:
+    """The layer count of a model's main stack, by its config.json."""
+    for settings in main_settings(config):
+        for key in LAYER_COUNTS:
+            value = settings.get(key)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return None
+
+
+def main_settings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The parts of a config.json that may describe the main stack: the top, then a language model's own part."""
+    yield config
+    for key in ("text_config", "llm_config", "language_config", "thinker_config"):
+        nested = config.get(key)
+        if isinstance(nested, Mapping):
+            yield nested
+
+
+def _counts(config: Mapping[str, Any]) -> Iterator[int]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _counts(value)
+        elif isinstance(value, int) and _COUNT_KEY.search(str(key)):
+            yield value
+
+
+def _main_prefix(layers: Mapping[str, Mapping[int, int]], wanted: int | None) -> str | None:
+    """The stack with as many layers as config.json says, else the one with the most tensors."""
+
+    def fit(prefix: str) -> tuple[bool, bool, int, str]:
+        indices = layers[prefix]
+        side = bool(re.search(r"(vision|visual|audio|encoder\b)", prefix))
+        return max(indices) + 1 == wanted, not side, sum(indices.values()), prefix
+
+    candidates = [prefix for prefix, indices in layers.items() if max(indices) + 1 > 1 or wanted == 1]
+    return max(candidates, key=fit) if candidates else None
+
+
+def _checked(label: str, prefix: str, indices: Mapping[int, int], wanted: int | None) -> int:
+    """How many layers a main stack has; further numbers (prediction heads kept as extra layers) stand outside the layers."""
+    count = wanted if wanted is not None else max(indices) + 1
+    missing = next((layer for layer in range(count) if layer not in indices), None)
+    if missing is not None:
+        raise CheckpointError(
+            f"{label}: missing weights: there is no tensor of layer {missing} ({prefix}.{missing}.…), "
+            f"and the model has {count} layers"
+        )
+    return count
+
+
+def _place(name: str, match: re.Match[str] | None, stacks: Mapping[str, Stack]) -> Place:
+    if match is None:
+        return Place(name)
+    stack = stacks.get(match["prefix"])
+    layer = int(match["index"])
+    if stack is None or layer >= stack.count:
+        return Place(name)
+    return Place(name, stack, layer, match["rest"])

@@ -1,0 +1,87 @@
+"""Plans saved to a file: what they were made from, so that a later run makes the same plan and can tell if an input changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, ConfigError
+from .plan import Options, Plan
+
+SAVED_VERSION = 1
+KIND = "weft plan"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPlan:
+    """A saved plan's content. `inputs` are the identities of all weight files, by model and file name."""
+
+    source: str
+    config: str
+    settings: Mapping[str, Any]
+    commits: Mapping[str, str]
+    inputs: Mapping[str, str]
+    digest: str
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write a plan for `weft run`."""
+    options: Options = plan.options
+    value = {
+        "kind": KIND,
+        "version": SAVED_VERSION,
+        "digest": plan.digest,
+        "source": plan.config.document.source,
+        "config": plan.config.text,
+        "settings": {
+            "ram": options.budget.ram,
+            "vram": options.budget.vram,
+            "workers": options.budget.workers,
+            "device": options.budget.device,
+            "shard_size": options.shard_size,
+            "seed": options.seed,
+            "copy_tokenizer": options.copy_tokenizer,
+        },
+        "commits": {str(m.reference): m.checkpoint.store.commit for m in plan.models if m.checkpoint.store.commit},
+        "inputs": {f"{file.model}/{file.name}": file.identity for file in plan.files()},
+    }
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def load_saved_plan(path: Path) -> SavedPlan | None:
+    """The saved plan in a file, or None where the file is something else. Raises ConfigError for another version's."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or value.get("kind") != KIND:
+        return None
+    if value.get("version") != SAVED_VERSION:
+        raise ConfigError(f"{path}: a plan of another version of weft: make it again with `weft plan --save`")
+    try:
+        return SavedPlan(
+            str(value["source"]),
+            str(value["config"]),
+            dict(value["settings"]),
+            dict(value["commits"]),
+            dict(value["inputs"]),
+            str(value["digest"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(f"{path}: a damaged plan: make it again with `weft plan --save`") from None
+
+
+def check_unchanged(saved: SavedPlan, plan: Plan, path: Path) -> None:
+    """Raise CheckpointError, naming the file, where `plan`, made anew from `saved`, has other inputs than it had."""
+    for file in plan.files():
+        name = f"{file.model}/{file.name}"
+        if saved.inputs.get(name) != file.identity:
+            raise CheckpointError(f"{name} changed since {path} was written: make the plan again with `weft plan --save`")
+    if saved.digest != plan.digest:
+        raise ConfigError(f"{path}: this version of weft plans it differently: make the plan again with `weft plan --save`")

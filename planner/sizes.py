@@ -1,0 +1,42 @@
+"""Sizes as people write them: 2GiB, 500MB, 5GB, 1B."""
+
+from __future__ import annotations
+
+import re
+
+from ..errors import ConfigError
+
+_UNITS = {
+    "": 1,
+    "K": 10**3,
+    "M": 10**6,
+    "B": 10**9,
+    "G": 10**9,
+    "T": 10**12,
+    "KI": 1 << 10,
+    "MI": 1 << 20,
+    "GI": 1 << 30,
+    "TI": 1 << 40,
+}
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]I?|B)?B?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "2GiB" (powers of 1024) or "500MB", "5G", "1B" (powers of ten; a lone B is a billion). Raises ConfigError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"'{text}' is no size: write a number and a unit, such as 2GiB, 500MB or 5GB")
+    size = int(float(match["number"]) * _UNITS[(match["unit"] or "").upper()])
+    if size <= 0:
+        raise ConfigError(f"'{text}' is no size: it must be more than nothing")
+    return size
+
+
+def format_size(nbytes: float) -> str:
+    """Bytes for reading: "1.50 GiB"."""
+    value, unit = float(nbytes), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.2f} {unit}"
