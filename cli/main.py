@@ -41,6 +41,11 @@ def _root(
     """Merge language-model checkpoints in the memory you allow."""
 
 
+def _one_line(text: str) -> str:
+    """Names in configs and files may hold anything: what would break the line, or steer the terminal, is written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def main() -> None:
     """Run the command line; errors meant for people are one line on stderr and an exit code."""
     from ..errors import WeftError
@@ -48,7 +53,7 @@ def main() -> None:
     try:
         app()
     except WeftError as error:
-        print(f"weft: {error}", file=sys.stderr)
+        print(f"weft: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("weft: stopped", file=sys.stderr)

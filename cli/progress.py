@@ -36,7 +36,7 @@ def progress(*, quiet: bool, verbose: bool) -> Iterator[Observer]:
         with bar:
             yield _Live(bar)
     else:
-        yield _Lines(console, verbose)
+        yield _Lines(Console(stderr=True, highlight=False, soft_wrap=True), verbose)
 
 
 class _Counts:

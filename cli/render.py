@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,6 +14,7 @@ from ..engine.system import free_disk
 from ..planner.describe import describe, downloads, peak_tensor
 from ..planner.plan import Plan
 from ..planner.sizes import format_size
+from .terminal import console as terminal
 
 _STATES = {
     "new": "new",
@@ -34,7 +34,7 @@ def headline(plan: Plan) -> str:
 
 def show_plan(plan: Plan, out: Path | None, *, verbose: bool) -> None:
     """What `weft plan` prints."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = terminal()
     console.print(f"[bold]{escape(headline(plan))}[/bold]")
     table = Table.grid(padding=(0, 2))
     for label, text in _rows(plan, out):
@@ -106,7 +106,7 @@ def _tensors(plan: Plan) -> Table:
 
 def say_plan(plan: Plan, *, verbose: bool) -> None:
     """The lines before a run."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = terminal()
     console.print(f"[bold]{escape(headline(plan))}[/bold]")
     budget = plan.options.budget
     console.print(
@@ -123,7 +123,7 @@ def say_plan(plan: Plan, *, verbose: bool) -> None:
 
 def show_summary(summary: Summary, out: Path) -> None:
     """The lines after a run: what was checked, time, rates, memory measured beside predicted."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = terminal()
     console.print(f"[bold green]done[/bold green] in {_duration(summary.seconds)}: {escape(str(out))}")
     table = Table.grid(padding=(0, 2))
     for label, text in _summary_rows(summary):

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from ..ops.declare import BLOCK, PART, Kernel, Statistic
+from ..ops.declare import BLOCK, Kernel, Statistic
 from .journal import Facts
 from .workspace import Workspace
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def part_ranges(count: int) -> list[tuple[int, int]]:
+def part_ranges(count: int, part: int) -> list[tuple[int, int]]:
     """A tile's elements cut into the parts that workers take: the same blocks whatever the tile."""
-    return [(low, min(low + PART, count)) for low in range(0, count, PART)]
+    return [(low, min(low + part, count)) for low in range(0, count, part)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class Fold:
 
 
 def gather(
+    kernel: Kernel,
     statistic: Statistic,
     tile: Tile,
     low: int,
@@ -64,8 +65,9 @@ def gather(
 ) -> Any:
     """The partial statistic of elements `low` to `high` of a tile."""
     total: Any = None
-    for begin in range(low, high, BLOCK):
-        rows = space.load(tile.views, begin, min(begin + BLOCK, high), tile.cast)
+    space.arrange(len(tile.views), kernel)
+    for begin in range(low, high, kernel.block):
+        rows = space.load(tile.views, begin, min(begin + kernel.block, high), tile.cast)
         partial = statistic.block(rows, tile.start + begin, space, earlier)
         total = partial if begin == low else statistic.merge(total, partial)
     return total
@@ -83,8 +85,9 @@ def transform(
 ) -> Facts:
     """Compute elements `low` to `high` of a tile into `out`; `base` is the input that is the base model's own tensor."""
     facts = Facts()
-    for begin in range(low, high, BLOCK):
-        end = min(begin + BLOCK, high)
+    space.arrange(len(tile.views), kernel)
+    for begin in range(low, high, kernel.block):
+        end = min(begin + kernel.block, high)
         rows = space.load(tile.views, begin, end, tile.cast)
         result = kernel.map(rows, tile.start + begin, space, statistics)
         space.store(result, out[begin:end])
@@ -94,11 +97,12 @@ def transform(
     return facts
 
 
-def examine(view: torch.Tensor, low: int, high: int, is_base: bool, space: Workspace) -> Facts:
+def examine(kernel: Kernel, view: torch.Tensor, low: int, high: int, is_base: bool, space: Workspace) -> Facts:
     """The facts of elements that are copied as they are."""
     facts = Facts(compared=high - low if is_base else 0)
     if not view.is_floating_point():
         return facts
+    space.arrange(1, kernel)
     for begin in range(low, high, BLOCK):
         piece = view[begin : min(begin + BLOCK, high)]
         rows = space.load([piece], 0, len(piece), None)

@@ -9,7 +9,6 @@ and is admitted when the schedule says that its place in the pool is free. Bookk
 
 from __future__ import annotations
 
-import errno
 import queue
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -21,8 +20,6 @@ import networkx as nx
 import torch
 import xxhash
 
-from ..errors import DiskError, OutputError, WeftError
-from ..ops.declare import PART
 from ..planner.graph import Compute, Load, Save, copies_bytes
 from ..planner.memory import active_steps
 from ..planner.plan import Plan
@@ -33,6 +30,7 @@ from .journal import Facts, Journal, Record
 from .pool import TORCH_DTYPES, Pool
 from .reader import Reader
 from .shard_writer import ShardWriter
+from .system import write_error
 from .threads import Crew
 from .workspace import Workspace
 
@@ -98,9 +96,9 @@ class Executor:
         on_host = plan.options.budget.on_host
         self.pool = Pool(schedule.arena, pinned=not on_host)
         workers = plan.options.budget.workers
-        scratch = Pool(plan.division.scratch) if on_host else None
-        share = plan.division.scratch // workers if on_host else 0
-        self.spaces = [Workspace(self.device, plan.division.rows, scratch, i * share) for i in range(workers)]
+        share = plan.division.workspace
+        scratch = Pool(workers * share) if on_host else None
+        self.spaces = [Workspace(self.device, share, plan.division.staging, scratch, i * share) for i in range(workers)]
         self.reader = Reader(paths)
         for file in plan.files():
             self.reader.open(file)
@@ -212,7 +210,7 @@ class Executor:
         else:
             self._computed(number)
             return
-        ranges = part_ranges(compute.count) or [(0, 0)]
+        ranges = part_ranges(compute.count, self.plan.kernels[compute.recipe].part) or [(0, 0)]
         state.parts_left = len(ranges)
         for low, high in ranges:
             self.workers.put(_PartJob(number, make(low, high)))
@@ -226,7 +224,7 @@ class Executor:
 
         def part(low: int, high: int) -> Callable[[Workspace], None]:
             def work(space: Workspace) -> None:
-                fold.add((compute.start + low) // PART, gather(statistic, tile, low, high, space, earlier))
+                fold.add((compute.start + low) // kernel.part, gather(kernel, statistic, tile, low, high, space, earlier))
 
             return work
 
@@ -236,7 +234,7 @@ class Executor:
         recipe, kernel = self.plan.recipes[compute.recipe], self.plan.kernels[compute.recipe]
         tile, statistics = self._tile(number), tuple(tensor.statistics)
         if copies_bytes(recipe, kernel):
-            return lambda low, high: lambda space: examine(tile.views[0], low, high, recipe.base_input == 0, space)
+            return lambda low, high: lambda space: examine(kernel, tile.views[0], low, high, recipe.base_input == 0, space)
         output = self.schedule.steps[number].output
         offset = output.offset if output is not None else 0
         out = self.pool.tensor(offset, recipe.dtype, compute.count)
@@ -349,7 +347,7 @@ class Executor:
         try:
             self.writer.write(place.shard, place.offset + task.offset, data)
         except OSError as error:
-            raise _write_error(error, self.plan.shards[place.shard].name) from None
+            raise write_error(error, self.plan.shards[place.shard].name) from None
         return "saved", number, task.nbytes
 
     def _commit(self, job: object, thread: int) -> object:
@@ -364,17 +362,11 @@ class Executor:
             numbers = {shard.name: i for i, shard in enumerate(self.plan.shards)}
             try:
                 self.writer.sync({numbers[record.shard] for record in batch})
+                self.journal.add(batch)
             except OSError as error:
-                raise _write_error(error, batch[0].shard) from None
-            self.journal.add(batch)
+                raise write_error(error, batch[0].shard) from None
         return _Durable(tuple(batch))
 
 
 def _held(step: Step) -> int:
     return sum(buffer.nbytes for buffer in step.loads) + (step.output.nbytes if step.output else 0)
-
-
-def _write_error(error: OSError, name: str) -> WeftError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskError(f"{name}: the disk is full; free some space and give the same command again to continue", 0)
-    return OutputError(f"{name}: {error.strerror or error}; give the same command again to continue")

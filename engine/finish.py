@@ -36,9 +36,7 @@ def check_shards(plan: Plan, folder: OutputFolder) -> None:
         try:
             with safe_open(path, framework="numpy") as file:
                 names = list(file.keys())
-                found = {
-                    name: (file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape())) for name in file.keys()
-                }
+                found = {name: (file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape())) for name in names}
         except SafetensorError as error:
             raise OutputError(f"{path}: not readable as safetensors: {error}") from None
         wanted = {plan.recipes[n].name: (plan.recipes[n].dtype, plan.recipes[n].shape) for n in shard.recipes}

@@ -5,9 +5,11 @@ Invariant: a record refers only to bytes that were synced before it was committe
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,31 +46,37 @@ class Record:
 
 
 class Journal:
-    """The journal in one SQLite file. Use from one thread at a time."""
+    """The journal in one SQLite file. Use from one thread at a time. Raises OSError where the disk fails or is full."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._db = self._open()
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, JOURNAL_VERSION):
-            self.close()
-            path.unlink()
+        with _disk_errors():
             self._db = self._open()
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS tensors (name TEXT PRIMARY KEY, digest TEXT NOT NULL, shard TEXT NOT NULL, "
-            "offset INTEGER NOT NULL, nbytes INTEGER NOT NULL, checksum TEXT NOT NULL, facts TEXT NOT NULL) WITHOUT ROWID"
-        )
-        self._db.execute(f"PRAGMA user_version = {JOURNAL_VERSION}")
-        self._db.commit()
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, JOURNAL_VERSION):
+                self.close()
+                self._remove()
+                self._db = self._open()
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS tensors (name TEXT PRIMARY KEY, digest TEXT NOT NULL, shard TEXT NOT NULL, "
+                "offset INTEGER NOT NULL, nbytes INTEGER NOT NULL, checksum TEXT NOT NULL, facts TEXT NOT NULL) WITHOUT ROWID"
+            )
+            self._db.execute(f"PRAGMA user_version = {JOURNAL_VERSION}")
+            self._db.commit()
 
     def _open(self) -> sqlite3.Connection:
         try:
             return _connect(self._path)
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError as error:
+            if _code(error) in _OF_THE_DISK:
+                raise
             # Damaged beyond reading: what it recorded is computed again.
-            for name in (self._path, *(self._path.with_name(self._path.name + end) for end in ("-wal", "-shm"))):
-                name.unlink(missing_ok=True)
+            self._remove()
             return _connect(self._path)
+
+    def _remove(self) -> None:
+        for name in (self._path, *(self._path.with_name(self._path.name + end) for end in ("-wal", "-shm"))):
+            name.unlink(missing_ok=True)
 
     def records(self) -> dict[str, Record]:
         """All durable tensors by name."""
@@ -77,7 +85,7 @@ class Journal:
 
     def add(self, records: Iterable[Record]) -> None:
         """Record tensors whose bytes are synced; returns when the records are on the disk."""
-        with self._db:
+        with _disk_errors(), self._db:
             self._db.executemany(
                 "INSERT OR REPLACE INTO tensors VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [
@@ -96,7 +104,7 @@ class Journal:
 
     def forget(self, names: Iterable[str]) -> None:
         """Remove records, before what they refer to is overwritten."""
-        with self._db:
+        with _disk_errors(), self._db:
             self._db.executemany("DELETE FROM tensors WHERE name = ?", [(name,) for name in names])
 
     def close(self) -> None:
@@ -109,8 +117,38 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (health,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if health != "ok":
+            raise sqlite3.DatabaseError(health)
     except sqlite3.DatabaseError:
         db.close()
         raise
     return db
+
+
+_OF_THE_DISK = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+}
+"""SQLite's errors that say nothing about the file's contents."""
+
+
+def _code(error: sqlite3.Error) -> int:
+    """The primary result code; 0 where Python's own module raised it."""
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        number = errno.ENOSPC if _code(error) == sqlite3.SQLITE_FULL else errno.EIO
+        raise OSError(number, f"the journal: {error}") from None

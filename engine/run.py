@@ -18,7 +18,7 @@ from .finish import check_shards, write_companions
 from .folder import OutputFolder, claim, durable, reopen_shards
 from .journal import Facts, Journal, Record
 from .shard_writer import PARTIAL, ShardWriter
-from .system import check_disk, exclusive, peak_memory, reset_peak_memory, resident_memory
+from .system import check_disk, exclusive, peak_memory, reset_peak_memory, resident_memory, write_error
 
 SLACK = 16 << 20
 """Bytes of disk for the journal and the small files."""
@@ -28,7 +28,7 @@ def run(plan: Plan, out: Path, observer: Observer = ignore, *, quiet: bool = Tru
     """Execute a plan into folder `out`; None if it holds the complete result already.
 
     Raises OutputError for a folder that must not be written, DiskError and BudgetError before any work where something is too
-    small, CheckpointError for inputs that cannot be read, Interrupted when stopped: then the same call continues.
+    small or full, CheckpointError for inputs that cannot be read, Interrupted when stopped: then the same call continues.
     """
     folder = claim(out, plan.digest)
     if folder is None:
@@ -38,6 +38,10 @@ def run(plan: Plan, out: Path, observer: Observer = ignore, *, quiet: bool = Tru
             return _run_locked(plan, folder, observer, quiet)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; what is done is kept in {out}: give the same command again to continue") from None
+    except BrokenPipeError:  # of an observer that prints
+        raise
+    except OSError as error:
+        raise write_error(error, str(out)) from None
 
 
 def _run_locked(plan: Plan, folder: OutputFolder, observer: Observer, quiet: bool) -> Summary:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import DiskError, OutputError
+from ..errors import DiskError, OutputError, WeftError
 from ..planner.sizes import format_size
 
 try:
@@ -197,3 +197,10 @@ def check_disk(folder: Path, needed: int) -> None:
             f"{format_size(missing)} are missing",
             missing,
         )
+
+
+def write_error(error: OSError, name: str) -> WeftError:
+    """What to tell of an error while file or folder `name` was written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskError(f"{name}: the disk is full; free some space and give the same command again to continue", 0)
+    return OutputError(f"{name}: {error.strerror or error}; give the same command again to continue")

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import torch
 
-from ..ops.declare import BLOCK
+from ..ops.declare import Kernel
+from ..planner.memory import workspace_rows
 from .pool import Pool
 
 
 class Workspace:
-    """Scratch of one worker; `length` elements of each row are in use. Implements `weft.ops.declare.Scratch`.
+    """Scratch of one worker. Implements `weft.ops.declare.Scratch`.
 
-    Rows 0 to `inputs` - 1 hold the inputs of a block; a kernel's own scratch rows follow.
+    `arrange` lays rows out for a kernel: those of the inputs first, then the kernel's own, then one for the engine's checks.
     """
 
-    def __init__(self, device: torch.device, rows: int, pool: Pool | None, offset: int) -> None:
+    def __init__(self, device: torch.device, nbytes: int, staging: int, pool: Pool | None, offset: int) -> None:
         self.device = device
-        self.length = BLOCK
+        self.length = 0
         self.inputs = 0
+        self._kernel: Kernel | None = None
         if pool is not None:
-            self._rows = pool.tensor(offset, "F32", rows * BLOCK).view(rows, BLOCK)
-            self._doubles = pool.tensor(offset + 4 * rows * BLOCK, "F64", 2 * BLOCK).view(2, BLOCK)
+            self._memory = pool.tensor(offset, "U8", nbytes)
             self._staging: torch.Tensor | None = None
         else:
-            self._rows = torch.empty(rows, BLOCK, device=device)
-            self._doubles = torch.empty(2, BLOCK, device=device, dtype=torch.float64)
-            self._staging = torch.empty(8 * BLOCK, device=device, dtype=torch.uint8)
+            self._memory = torch.empty(nbytes, device=device, dtype=torch.uint8)
+            self._staging = torch.empty(staging, device=device, dtype=torch.uint8)
+
+    def arrange(self, inputs: int, kernel: Kernel) -> None:
+        """Lay out rows for blocks of a kernel with that many inputs."""
+        if kernel is self._kernel and inputs == self.inputs:
+            return
+        block, rows = kernel.block, workspace_rows(kernel, inputs)
+        wide = 2 * 8 * block
+        self._doubles = self._memory[:wide].view(torch.float64).view(2, block)
+        self._rows = self._memory[wide : wide + 4 * rows * block].view(torch.float32).view(rows, block)
+        self._kernel, self.inputs = kernel, inputs
 
     def row(self, index: int) -> torch.Tensor:
         """Float32 scratch row `index`, as long as the current block."""
@@ -41,7 +51,7 @@ class Workspace:
 
     def load(self, views: list[torch.Tensor], low: int, high: int, cast: torch.dtype | None) -> list[torch.Tensor]:
         """Elements `low` to `high` of each input, as float32 in this worker's rows; rounded to `cast` first, if that is given."""
-        self.length, self.inputs = high - low, len(views)
+        self.length = high - low
         rows = [self._rows[i, : self.length] for i in range(len(views))]
         for row, view in zip(rows, views, strict=True):
             row.copy_(self._here(view[low:high]))

@@ -26,6 +26,19 @@ PART_BLOCKS = 8
 PART = BLOCK * PART_BLOCKS
 
 
+def row_block(row: int) -> int:
+    """The block of a kernel that looks at whole rows: a power of two of them, as many as fit an ordinary block, at least one.
+
+    With powers of two the parts of different kernels have small common multiples, of which tiles are made.
+    """
+    return max(row, 1) * _power_of_two(BLOCK // max(row, 1))
+
+
+def _power_of_two(limit: int) -> int:
+    """The largest power of two up to `limit`, at least 1."""
+    return 1 << max(limit.bit_length() - 1, 0)
+
+
 class MethodError(ValueError):
     """Parameters that a method cannot work with, found before any tensor is read."""
 
@@ -37,7 +50,9 @@ class BaseRole(Enum):
     """Task vectors are taken against it; the other inputs are the models."""
     MEMBER = "one of the models"
     """It must be given and is itself one of the models."""
-    ORDINARY = "optional"
+    OPTIONAL = "optional"
+    """Where it is given, task vectors are taken against it, and it is none of the models."""
+    ORDINARY = "ordinary"
     """A model like any other: it takes part where it has the parameters that the method asks for."""
 
 
@@ -70,6 +85,11 @@ class Arguments:
     shared: Mapping[str, float] = field(default_factory=dict)
     base: int | None = None
     stream: str = ""
+
+    @property
+    def row(self) -> int:
+        """Elements of a row, along the last dimension; a vector or a single number is one row."""
+        return self.shape[-1] if len(self.shape) > 1 else self.size
 
     @property
     def size(self) -> int:
@@ -115,7 +135,9 @@ class Kernel:
     """A method bound to one tensor's shape and parameters.
 
     `rows` counts the float32 scratch rows its map and statistics use beyond one an input; `state_bytes` bounds one partial
-    statistic. `copies` marks a kernel whose output is input 0 unchanged, so that bytes may be moved instead of computed.
+    statistic. `copies` marks a kernel whose output is input 0 unchanged, so that bytes may be moved instead of computed. `block`
+    is the elements of its blocks: a method that looks at whole rows of the tensor asks for whole rows. The inputs at the
+    positions `whole` are given to every block whole, as flat tensors in their own dtype.
     """
 
     map: Map
@@ -123,6 +145,13 @@ class Kernel:
     rows: int = 0
     state_bytes: int = 1024
     copies: bool = False
+    block: int = BLOCK
+    whole: tuple[int, ...] = ()
+
+    @property
+    def part(self) -> int:
+        """Elements that one worker takes at a time: whole blocks."""
+        return self.block * _power_of_two(PART // self.block)
 
 
 @dataclass(frozen=True, slots=True)

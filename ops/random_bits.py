@@ -51,17 +51,24 @@ def _mix(bits: Tensor, spare: Tensor, key: int) -> Tensor:
 
 
 def random_bits(stream: str, model: int, start: int, out: Tensor, spare: Tensor) -> Tensor:
-    """Uniform int32 values for the elements `start`, `start` + 1, … of a block, written over `out`.
+    """Uniform int32 values for the elements `start`, `start` + 1, … of a tensor, written over `out`.
 
-    `out` and `spare` are float32 or int32 rows of the same length; `start` is a multiple of the block length.
+    `out` and `spare` are float32 or int32 rows of the same length.
     """
     import torch
 
-    digest = hashlib.blake2b(f"{stream}\0{model}\0{start // BLOCK}".encode(), digest_size=8).digest()
-    first, second = (_signed(int.from_bytes(digest[i : i + 4], "little")) for i in (0, 4))
-    bits = out.view(torch.int32)
-    torch.bitwise_xor(_table(out.device)[: len(out)], first, out=bits)
-    return _mix(bits, spare.view(torch.int32), second)
+    bits, rest = out.view(torch.int32), spare.view(torch.int32)
+    low = 0
+    while low < len(bits):
+        high_half, low_half = divmod(start + low, BLOCK)
+        high = min(low + BLOCK - low_half, len(bits))
+        digest = hashlib.blake2b(f"{stream}\0{model}\0{high_half}".encode(), digest_size=8).digest()
+        first, second = (_signed(int.from_bytes(digest[i : i + 4], "little")) for i in (0, 4))
+        piece = bits[low:high]
+        torch.bitwise_xor(_table(out.device)[low_half : low_half + high - low], first, out=piece)
+        _mix(piece, rest[low:high], second)
+        low = high
+    return bits
 
 
 def keep_with_probability(probability: float, bits: Tensor) -> Tensor:

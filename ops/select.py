@@ -2,7 +2,7 @@
 
 A float32's magnitude orders like its bit pattern without the sign. One pass counts the high 15 bits, a second the low 16 bits
 inside the bucket that holds the k-th largest, a third where in the tensor the elements of exactly that magnitude stand: of those
-the lowest indices are kept, so exactly k elements are.
+the lowest indices are kept, so exactly k elements are. Several ranks of one row are found in the same passes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ if TYPE_CHECKING:
 
 HIGH_BUCKETS = 1 << 15
 LOW_BUCKETS = 1 << 16
+COUNTER_BYTES = 8 * (LOW_BUCKETS + 2)
+"""Bytes of the counters of one rank."""
 
 Prepare: TypeAlias = "Callable[[Sequence[Tensor], Scratch], Sequence[Tensor]]"
 """Turns the inputs of a block into the rows to select from."""
 
+Ranks: TypeAlias = Sequence[Sequence[int]]
+"""For each row, which k are wanted: the k-th largest magnitudes, 1 being the largest. None wanted: the row is not looked at."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Where a row's selection ends: every bit pattern above `bits` is kept, and of the equal ones the first.
+    """Where a selection of k elements ends: every bit pattern above `bits` is in it, and of the equal ones the first.
 
-    Blocks before `start` keep all their equal elements, the block at `start` its first `equal`, later blocks none.
+    Blocks before `start` have all their equal elements in it, the block at `start` its first `equal`, later blocks none.
     """
 
     bits: int
@@ -37,26 +42,25 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class _Bucket:
-    """The bucket of the k-th largest, and how many of its elements are to be kept."""
+    """The bucket of a k-th largest, and how many of its elements belong to the k."""
 
     high: int
     keep: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Level:
-    """The k-th largest bit pattern, and how many elements of exactly that pattern are to be kept."""
+class Level:
+    """A k-th largest bit pattern, and how many elements of exactly that pattern belong to the k."""
 
     bits: int
     keep: int
 
 
-def _descend(counts: Tensor, keep: int) -> tuple[int, int]:
-    """The highest index at which at least `keep` elements stand at or above, and how many of that bucket are to be kept."""
+def _descend(counts: Tensor, rank: int) -> tuple[int, int]:
+    """The index at which the `rank`-th from the top stands, and its rank among the elements there."""
     above = counts.flip(0).cumsum(0)
-    rank = int((above < keep).sum())
-    bucket = len(counts) - 1 - rank
-    return bucket, keep - (int(above[rank - 1]) if rank else 0)
+    before = int((above < rank).sum())
+    return len(counts) - 1 - before, rank - (int(above[before - 1]) if before else 0)
 
 
 def magnitude_bits(row: Tensor, scratch: Tensor) -> Tensor:
@@ -68,133 +72,135 @@ def magnitude_bits(row: Tensor, scratch: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class CountHigh:
-    """First pass: for each row to be cut, how many elements have each value of the high bits."""
+    """First pass: how many elements of each row have each value of the high bits.
 
-    keep: Sequence[int | None]
+    `ranks` is given the statistics of earlier passes once the row is counted.
+    """
+
+    wanted: Sequence[bool]
+    ranks: Callable[[Sequence[Any]], Ranks]
     prepare: Prepare
     row: int
 
     def block(self, x: Sequence[Tensor], start: int, scratch: Scratch, earlier: Sequence[Any]) -> list[Tensor | None]:
-        """Counts of one block, a histogram of 2¹⁵ a row (None for rows that keep everything)."""
+        """Counts of one block, a histogram of 2¹⁵ a row (None for rows of which nothing is wanted)."""
         spare = scratch.row(self.row)
         return [
-            None if keep is None else magnitude_bits(row, spare).bitwise_right_shift_(16).bincount(minlength=HIGH_BUCKETS)
-            for row, keep in zip(self.prepare(x, scratch), self.keep, strict=True)
+            magnitude_bits(row, spare).bitwise_right_shift_(16).bincount(minlength=HIGH_BUCKETS) if wanted else None
+            for row, wanted in zip(self.prepare(x, scratch), self.wanted, strict=True)
         ]
 
     def merge(self, left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor | None]:
         """Integer sums, exact in any order."""
-        return _add(left, right)
+        return [None if a is None or b is None else a.add_(b) for a, b in zip(left, right, strict=True)]
 
-    def finish(self, total: list[Tensor | None], earlier: Sequence[Any]) -> list[_Bucket | None]:
-        """The bucket in which each row's k-th largest lies."""
+    def finish(self, total: list[Tensor | None], earlier: Sequence[Any]) -> list[list[_Bucket]]:
+        """For each row and rank, the bucket in which it lies."""
         return [
-            None if counts is None or keep is None else _Bucket(*_descend(counts, keep))
-            for counts, keep in zip(total, self.keep, strict=True)
+            [] if counts is None else [_Bucket(*_descend(counts, rank)) for rank in ranks]
+            for counts, ranks in zip(total, self.ranks(earlier), strict=True)
         ]
 
 
 @dataclass(frozen=True, slots=True)
 class CountLow:
-    """Second pass: inside the bucket, how many elements have each value of the low bits."""
+    """Second pass: inside each bucket, how many elements have each value of the low bits."""
 
     prepare: Prepare
     row: int
 
-    def block(self, x: Sequence[Tensor], start: int, scratch: Scratch, earlier: Sequence[Any]) -> list[Tensor | None]:
-        """Counts of one block, a histogram of 2¹⁶ a row."""
-        buckets: list[_Bucket | None] = earlier[0]
+    def block(self, x: Sequence[Tensor], start: int, scratch: Scratch, earlier: Sequence[Any]) -> list[list[Tensor]]:
+        """Counts of one block, a histogram of 2¹⁶ for each row and rank."""
+        buckets: list[list[_Bucket]] = earlier[-1]
         spare = scratch.row(self.row)
-        counts: list[Tensor | None] = []
-        for row, bucket in zip(self.prepare(x, scratch), buckets, strict=True):
-            if bucket is None:
-                counts.append(None)
-                continue
-            # Bit patterns below the bucket become negative and those above too large: clamping sends both to
-            # two spare counters at the ends, so no element has to be gathered.
-            low = magnitude_bits(row, spare).sub_((bucket.high << 16) - 1).clamp_(0, LOW_BUCKETS + 1)
-            counts.append(low.bincount(minlength=LOW_BUCKETS + 2)[1:-1])
+        counts: list[list[Tensor]] = []
+        for row, wanted in zip(self.prepare(x, scratch), buckets, strict=True):
+            counts.append([])
+            for bucket in wanted:
+                # Bit patterns below the bucket become negative and those above too large: clamping sends both to
+                # two spare counters at the ends, so no element has to be gathered.
+                low = magnitude_bits(row, spare).sub_((bucket.high << 16) - 1).clamp_(0, LOW_BUCKETS + 1)
+                counts[-1].append(low.bincount(minlength=LOW_BUCKETS + 2)[1:-1])
         return counts
 
-    def merge(self, left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor | None]:
+    def merge(self, left: list[list[Tensor]], right: list[list[Tensor]]) -> list[list[Tensor]]:
         """Integer sums, exact in any order."""
-        return _add(left, right)
+        return [[a.add_(b) for a, b in zip(p, q, strict=True)] for p, q in zip(left, right, strict=True)]
 
-    def finish(self, total: list[Tensor | None], earlier: Sequence[Any]) -> list[_Level | None]:
-        """The exact bit pattern of each row's k-th largest."""
-        levels: list[_Level | None] = []
-        for counts, bucket in zip(total, earlier[0], strict=True):
-            if counts is None or bucket is None:
-                levels.append(None)
-                continue
-            low, keep = _descend(counts, bucket.keep)
-            levels.append(_Level((bucket.high << 16) | low, keep))
+    def finish(self, total: list[list[Tensor]], earlier: Sequence[Any]) -> list[list[Level]]:
+        """For each row and rank, the exact bit pattern."""
+        levels: list[list[Level]] = []
+        for counts, buckets in zip(total, earlier[-1], strict=True):
+            levels.append([])
+            for histogram, bucket in zip(counts, buckets, strict=True):
+                low, keep = _descend(histogram, bucket.keep)
+                levels[-1].append(Level((bucket.high << 16) | low, keep))
         return levels
+
+
+Places: TypeAlias = list[list[tuple[tuple[int, int], ...]]]
+"""For each row and rank, the blocks that hold elements of its magnitude: (block's start, how many)."""
 
 
 @dataclass(frozen=True, slots=True)
 class CountEqual:
-    """Third pass: how many elements of exactly the cut's magnitude each block holds."""
+    """Third pass: how many elements of exactly each rank's magnitude each block holds."""
 
     prepare: Prepare
     row: int
 
-    def block(
-        self, x: Sequence[Tensor], start: int, scratch: Scratch, earlier: Sequence[Any]
-    ) -> list[tuple[tuple[int, int], ...]]:
-        """Per row, the pair (block start, count), or nothing where the block holds none."""
+    def block(self, x: Sequence[Tensor], start: int, scratch: Scratch, earlier: Sequence[Any]) -> Places:
+        """The places of one block."""
         import torch
 
-        levels: list[_Level | None] = earlier[1]
+        levels: list[list[Level]] = earlier[-1]
         spare = scratch.row(self.row)
-        found: list[tuple[tuple[int, int], ...]] = []
-        for row, level in zip(self.prepare(x, scratch), levels, strict=True):
-            if level is None:
-                found.append(())
-                continue
-            # Two zero bits mean equality; a float32 0/1 row sums much faster than a boolean one, and 65,536 ones are exact.
-            bits = magnitude_bits(row, spare).bitwise_xor_(level.bits)
-            count = int(torch.eq(bits, 0, out=spare).sum())
-            found.append(((start, count),) if count else ())
+        found: Places = []
+        for row, wanted in zip(self.prepare(x, scratch), levels, strict=True):
+            found.append([])
+            for level in wanted:
+                # A float32 row of zeros and ones sums much faster than truth values, and 2²⁴ ones are exact.
+                bits = magnitude_bits(row, spare).bitwise_xor_(level.bits)
+                count = int(torch.eq(bits, 0, out=spare).sum())
+                found[-1].append(((start, count),) if count else ())
         return found
 
-    def merge(
-        self, left: list[tuple[tuple[int, int], ...]], right: list[tuple[tuple[int, int], ...]]
-    ) -> list[tuple[tuple[int, int], ...]]:
+    def merge(self, left: Places, right: Places) -> Places:
         """Concatenation, in block order."""
-        return [a + b for a, b in zip(left, right, strict=True)]
+        return [[a + b for a, b in zip(p, q, strict=True)] for p, q in zip(left, right, strict=True)]
 
-    def finish(self, total: list[tuple[tuple[int, int], ...]], earlier: Sequence[Any]) -> list[Cut | None]:
-        """The cut of each row."""
-        cuts: list[Cut | None] = []
-        for blocks, level in zip(total, earlier[1], strict=True):
-            if level is None:
-                cuts.append(None)
-                continue
-            left = level.keep
-            for start, count in blocks:
-                if count >= left:
-                    cuts.append(Cut(level.bits, start, left))
-                    break
-                left -= count
-        return cuts
+    def finish(self, total: Places, earlier: Sequence[Any]) -> list[list[Cut]]:
+        """The cut of each row and rank."""
+        return [
+            [_cut(level, blocks) for blocks, level in zip(places, levels, strict=True)]
+            for places, levels in zip(total, earlier[-1], strict=True)
+        ]
+
+
+def _cut(level: Level, blocks: Sequence[tuple[int, int]]) -> Cut:
+    left = level.keep
+    for start, count in blocks:
+        if count >= left:
+            return Cut(level.bits, start, left)
+        left -= count
+    raise AssertionError("a pass over the same data found fewer equal elements than the one before")
+
+
+def mark_selected(row: Tensor, cut: Cut, start: int, out: Tensor) -> Tensor:
+    """1.0 where an element of `row` (the block at `start`) belongs to the cut's selection, else 0.0, over `out`."""
+    import torch
+
+    bits = magnitude_bits(row, out)
+    if start == cut.start:
+        equal = torch.nonzero(bits == cut.bits).flatten()[cut.equal :]
+        marks = torch.ge(bits, cut.bits, out=out)
+        marks[equal] = 0.0
+        return marks
+    if start < cut.start:
+        return torch.ge(bits, cut.bits, out=out)
+    return torch.gt(bits, cut.bits, out=out)
 
 
 def apply_cut(row: Tensor, cut: Cut, start: int, spare: Tensor) -> Tensor:
-    """Zero, in place, the elements of `row` (the block at `start`) that the cut leaves out."""
-    import torch
-
-    bits = magnitude_bits(row, spare)
-    if start == cut.start:
-        equal = torch.nonzero(bits == cut.bits).flatten()[cut.equal :]
-        kept = torch.ge(bits, cut.bits, out=spare)
-        kept[equal] = 0.0
-    elif start < cut.start:
-        kept = torch.ge(bits, cut.bits, out=spare)
-    else:
-        kept = torch.gt(bits, cut.bits, out=spare)
-    return row.mul_(kept)
-
-
-def _add(left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor | None]:
-    return [None if a is None or b is None else a.add_(b) for a, b in zip(left, right, strict=True)]
+    """Zero, in place, the elements of `row` (the block at `start`) that do not belong to the cut's selection."""
+    return row.mul_(mark_selected(row, cut, start, spare))

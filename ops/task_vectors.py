@@ -1,7 +1,8 @@
 """Task arithmetic and what grew from it: thin out the task vectors, agree on signs, add them to the base.
 
-task_arithmetic (Ilharco et al. 2022), TIES (Yadav et al. 2023), DARE (Yu et al. 2023) differ only in how a vector is thinned
-(`sparsify.py`) and in whether elements must agree in sign.
+task_arithmetic (Ilharco et al. 2022), TIES (Yadav et al. 2023), DARE (Yu et al. 2023), Model Breadcrumbs (Davari and Belilovsky
+2023) and DELLA (Deep et al. 2024) differ only in how a vector is thinned (`sparsify.py`) and in whether elements must agree in
+sign.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .declare import Arguments, BaseRole, Kernel, Method, Parameter, Scratch
-from .sparsify import SCRATCH_ROWS, Sparsify, at_random, by_magnitude, keep_all
+from .sparsify import SCRATCH_ROWS, Sparsify, at_random, at_random_by_rank, by_magnitude, keep_all, without_outliers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,9 @@ def _family(sparsify: Sparsify, *, consensus: bool) -> Callable[[Arguments], Ker
             add = _sum_of_agreeing if consensus else _sum
             return x[base].add_(add(vectors, weights, normalize, scratch), alpha=scale)
 
-        return Kernel(merge, sparsifier.statistics, rows=SCRATCH_ROWS + 3, state_bytes=sparsifier.state_bytes)
+        return Kernel(
+            merge, sparsifier.statistics, rows=SCRATCH_ROWS + 3, state_bytes=sparsifier.state_bytes, block=sparsifier.block
+        )
 
     return kernel
 
@@ -81,19 +84,37 @@ def _sum_of_agreeing(vectors: Sequence[Tensor], weights: Sequence[float], normal
     return total.mul_(sign)
 
 
-def _parameters(*, normalize: bool, rescale: bool, sparse: str, int8_mask: bool) -> tuple[Parameter, ...]:
-    parameters = [
-        Parameter("weight", "number", "model", "factor on this model's task vector", required=True),
-        Parameter("density", "number", "model", f"share of the task vector to keep, {sparse}", default=1.0, low=0.0),
-        Parameter("normalize", "boolean", "global", "divide by the sum of the weights", default=normalize),
-        Parameter("lambda", "number", "global", "factor on the merged task vector", default=1.0),
-        Parameter("rescale", "boolean", "global", "restore the thinned vector's size", default=rescale),
-    ]
-    if int8_mask:
-        parameters.append(
-            Parameter("int8_mask", "boolean", "global", "", inert="it never changed values, only another tool's memory")
-        )
-    return tuple(parameters)
+_WEIGHT = Parameter("weight", "number", "model", "factor on this model's task vector", required=True)
+_LAMBDA = Parameter("lambda", "number", "global", "factor on the merged task vector", default=1.0)
+_INT8_MASK = Parameter("int8_mask", "boolean", "global", "", inert="it never changed values, only another tool's memory")
+_GAMMA = Parameter("gamma", "number", "model", "share of the largest elements to drop", default=0.01, low=0.0, high=1.0)
+_EPSILON = Parameter("epsilon", "number", "model", "how far the probability moves with the rank", default=0.15)
+
+
+def _normalize(default: bool) -> Parameter:
+    return Parameter("normalize", "boolean", "global", "divide by the sum of the weights", default=default)
+
+
+def _thinned(
+    name: str,
+    summary: str,
+    source: str,
+    sparsify: Sparsify,
+    *,
+    consensus: bool,
+    normalize: bool,
+    rescale: bool,
+    sparse: str,
+    extra: Parameter | None = None,
+    random: bool = False,
+) -> Method:
+    """A method that thins its task vectors; what differs between them is what is given here."""
+    density = Parameter("density", "number", "model", f"share of the task vector to keep, {sparse}", default=1.0, low=0.0)
+    restore = Parameter("rescale", "boolean", "global", "restore the thinned vector's size", default=rescale)
+    own = (extra,) if extra else ()
+    parameters = (_WEIGHT, density, *own, _normalize(normalize), _LAMBDA, restore, _INT8_MASK)
+    kernel = _family(sparsify, consensus=consensus)
+    return Method(name, summary, source, BaseRole.REQUIRED, (0, None), parameters, kernel, random=random)
 
 
 METHODS = (
@@ -104,44 +125,93 @@ METHODS = (
         base=BaseRole.REQUIRED,
         models=(0, None),
         parameters=(
-            Parameter("weight", "number", "model", "factor on this model's task vector", required=True),
+            _WEIGHT,
             Parameter(
                 "density", "number", "model", "", inert="task_arithmetic keeps whole task vectors; use ties or dare_linear"
             ),
-            Parameter("normalize", "boolean", "global", "divide by the sum of the weights", default=False),
-            Parameter("lambda", "number", "global", "factor on the merged task vector", default=1.0),
+            _normalize(False),
+            _LAMBDA,
             Parameter("rescale", "boolean", "global", "", inert="nothing is thinned out, so nothing is rescaled"),
-            Parameter("int8_mask", "boolean", "global", "", inert="it never changed values, only another tool's memory"),
+            _INT8_MASK,
         ),
         kernel=_family(keep_all, consensus=False),
     ),
-    Method(
-        name="ties",
-        summary="Keep each difference's largest elements, elect a sign, add those that agree.",
-        source="Yadav et al. 2023, TIES-Merging, section 4",
-        base=BaseRole.REQUIRED,
-        models=(0, None),
-        parameters=_parameters(normalize=True, rescale=False, sparse="largest magnitudes first", int8_mask=True),
-        kernel=_family(by_magnitude, consensus=True),
+    _thinned(
+        "ties",
+        "Keep each difference's largest elements, elect a sign, add those that agree.",
+        "Yadav et al. 2023, TIES-Merging, section 4",
+        by_magnitude,
+        consensus=True,
+        normalize=True,
+        rescale=False,
+        sparse="largest magnitudes first",
     ),
-    Method(
-        name="dare_linear",
-        summary="Drop elements of each difference at random, rescale, add.",
-        source="Yu et al. 2023, Language models are super Mario, section 3.2",
-        base=BaseRole.REQUIRED,
-        models=(0, None),
-        parameters=_parameters(normalize=False, rescale=True, sparse="chosen at random", int8_mask=True),
-        kernel=_family(at_random, consensus=False),
+    _thinned(
+        "dare_linear",
+        "Drop elements of each difference at random, rescale, add.",
+        "Yu et al. 2023, Language models are super Mario, section 3.2",
+        at_random,
+        consensus=False,
+        normalize=False,
+        rescale=True,
+        sparse="chosen at random",
         random=True,
     ),
-    Method(
-        name="dare_ties",
-        summary="Drop elements at random, rescale, then elect signs as ties does.",
-        source="Yu et al. 2023, section 3.2; Yadav et al. 2023, section 4",
-        base=BaseRole.REQUIRED,
-        models=(0, None),
-        parameters=_parameters(normalize=False, rescale=True, sparse="chosen at random", int8_mask=True),
-        kernel=_family(at_random, consensus=True),
+    _thinned(
+        "dare_ties",
+        "Drop elements at random, rescale, then elect signs as ties does.",
+        "Yu et al. 2023, section 3.2; Yadav et al. 2023, section 4",
+        at_random,
+        consensus=True,
+        normalize=False,
+        rescale=True,
+        sparse="chosen at random",
+        random=True,
+    ),
+    _thinned(
+        "breadcrumbs",
+        "Drop each difference's largest and smallest elements, add the rest.",
+        "Davari and Belilovsky 2023, Model Breadcrumbs, section 3",
+        without_outliers,
+        consensus=False,
+        normalize=False,
+        rescale=False,
+        sparse="after the largest are dropped",
+        extra=_GAMMA,
+    ),
+    _thinned(
+        "breadcrumbs_ties",
+        "Drop largest and smallest elements, then elect signs as ties does.",
+        "Davari and Belilovsky 2023, section 3; Yadav et al. 2023, section 4",
+        without_outliers,
+        consensus=True,
+        normalize=False,
+        rescale=False,
+        sparse="after the largest are dropped",
+        extra=_GAMMA,
+    ),
+    _thinned(
+        "della",
+        "Drop elements at random, large ones less often, rescale, then elect signs as ties does.",
+        "Deep et al. 2024, DELLA-Merging, section 3",
+        at_random_by_rank,
+        consensus=True,
+        normalize=True,
+        rescale=True,
+        sparse="large ones more often",
+        extra=_EPSILON,
+        random=True,
+    ),
+    _thinned(
+        "della_linear",
+        "Drop elements at random, large ones less often, rescale, add.",
+        "Deep et al. 2024, DELLA-Merging, section 3",
+        at_random_by_rank,
+        consensus=False,
+        normalize=False,
+        rescale=True,
+        sparse="large ones more often",
+        extra=_EPSILON,
         random=True,
     ),
 )

@@ -23,6 +23,11 @@ _NOT_SIDE = re.compile(
 _SIDE = re.compile(r"\.(json|jinja|txt|model|tiktoken|vocab|yaml|spm)$", re.IGNORECASE)
 
 
+_LFS = b"version https://git-lfs"
+_LFS_SIZE = 1024
+"""What stands in place of a file that git alone has fetched, and the bytes it has at most."""
+
+
 @dataclass(frozen=True, slots=True)
 class WeightFile:
     """One file of tensor data. `identity` changes whenever its bytes do."""
@@ -60,6 +65,8 @@ class Checkpoint:
 def open_checkpoint(store: Store) -> Checkpoint:
     """Read a model's config and headers. Raises CheckpointError for anything broken, missing or quantised."""
     sizes = store.sizes()
+    if "config.json" not in sizes and (other := _other_kind(store.label, sizes)):
+        raise CheckpointError(other)
     config = _json_map(store, "config.json", sizes)
     names, index = _weight_files(store, sizes)
     tensors: dict[str, InputTensor] = {}
@@ -90,6 +97,9 @@ def is_side_file(name: str) -> bool:
 
 def _header(store: Store, name: str, size: int, label: str) -> FileHeader:
     with store.open(name) as file:
+        if size < _LFS_SIZE and file.read(len(_LFS)) == _LFS:
+            raise CheckpointError(f"{label}: a Git LFS pointer instead of the weights: run `git lfs pull` in the model's folder")
+        file.seek(0)
         if name.endswith(".bin"):
             return pickle_header(file, label)
 
@@ -130,19 +140,26 @@ def _complete(label: str, names: list[str]) -> None:
         raise CheckpointError(f"{label}: {names[0]} and {names[-1]} stand side by side without an index that says what to use")
     totals = {int(match[2]) for match in numbered if match}
     present = {int(match[1]) for match in numbered if match}
-    missing = sorted(set(range(1, max(totals) + 1)) - present)
-    if len(totals) != 1 or missing:
-        raise CheckpointError(
-            f"{label}: missing weights: shard {missing[0] if missing else '?'} of {max(totals)} is not there; fetch it again"
-        )
+    if len(totals) > 1:
+        raise CheckpointError(f"{label}: {names[0]} and {names[-1]} are shards of different models; fetch it again")
+    missing = next((number for number in range(1, max(totals) + 1) if number not in present), None)
+    if missing is not None:
+        raise CheckpointError(f"{label}: missing weights: shard {missing} of {max(totals)} is not there; fetch it again")
 
 
-def _nothing_found(label: str, sizes: Mapping[str, int]) -> str:
+def _other_kind(label: str, sizes: Mapping[str, int]) -> str | None:
+    """What a folder holds instead of a model's weights, if it is known."""
     gguf = next((name for name in sizes if name.lower().endswith(".gguf")), None)
     if gguf:
         return f"{label}: {gguf} is GGUF, a quantised format: use the model's safetensors release"
     if any(name.startswith("adapter_") for name in sizes):
         return f"{label}: this is an adapter, not a model; adapters are not supported by this version of weft"
+    return None
+
+
+def _nothing_found(label: str, sizes: Mapping[str, int]) -> str:
+    if other := _other_kind(label, sizes):
+        return other
     others = [name for name in sizes if _WEIGHTS.search(name)]
     have = f"; it has {others[0]}, which weft does not read" if others else ""
     return f"{label}: missing weights: no model.safetensors, pytorch_model.bin or index of shards{have}"

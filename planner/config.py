@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
 
 from ..errors import ConfigError, nearest
-from .document import Document, Path, parse
+from .document import MAX_BYTES, Document, Path, parse, short
 from .reference import ModelReference, parse_reference
 from .setting import Setting, parse_setting
 
@@ -133,6 +133,8 @@ _LATER = {
 def read_config(path: FilePath) -> LoadedConfig:
     """Read and check the config in file `path`. Raises ConfigError."""
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: {path.stat().st_size} bytes are too many for a config")
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a text file in UTF-8") from None
@@ -161,6 +163,13 @@ def load_config(text: str, source: str = "config") -> LoadedConfig:
         raise _explain(error, document) from None
 
 
+_EXPECTED = {
+    "list_type": "a list", "dict_type": "a map", "model_type": "a map", "model_attributes_type": "a map",
+    "string_type": "text", "int_type": "a whole number", "int_from_float": "a whole number",
+}  # fmt: skip
+"""What pydantic's kinds of errors mean in a config."""
+
+
 def _explain(error: ValidationError, document: Document) -> ConfigError:
     """The first of pydantic's errors, unknown keys before what they leave missing."""
     errors = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
@@ -172,14 +181,15 @@ def _explain(error: ValidationError, document: Document) -> ConfigError:
     elif first["type"] == "missing":
         message = f"the key '{path[-1]}' is missing"
         path = path[:-1]
-    elif first["type"].startswith(("literal", "list", "int", "string", "dict", "model", "float", "bool")):
-        message = f"{message[0].lower()}{message[1:]}, not {_short(first['input'])}"
+    elif first["type"] in ("too_short", "too_long"):
+        least, most = first["ctx"].get("min_length"), first["ctx"].get("max_length")
+        wanted = f"at least {least}" if first["type"] == "too_short" else f"at most {most}"
+        message = f"expected {wanted} item{'' if wanted.endswith(' 1') else 's'}, not {short(first['input'])}"
+    elif first["type"] in _EXPECTED:
+        message = f"expected {_EXPECTED[first['type']]}, not {short(first['input'])}"
+    elif first["type"] == "literal_error":
+        message = f"expected {first['ctx']['expected']}, not {short(first['input'])}"
     return document.error(path, message)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _keys_at(path: Path) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import networkx as nx
 
-from ..errors import ConfigError
+from ..errors import ConfigError, OutputError
 from .estimate import estimate_seconds
 from .graph import Compute, Load, Save
 from .plan import Plan
@@ -82,13 +82,19 @@ def peak_tensor(plan: Plan) -> str | None:
 
 
 def write_graph(plan: Plan, path: Path) -> None:
-    """Write the task graph, in the format that the file's ending names. Raises ConfigError for another ending."""
-    if path.suffix == ".graphml":
-        nx.write_graphml(_labelled(plan), path)
-    elif path.suffix in (".dot", ".gv"):
-        path.write_text(_dot(_labelled(plan)), encoding="utf-8")
-    else:
+    """Write the task graph, in the format that the file's ending names.
+
+    Raises ConfigError for another ending, OutputError where the file cannot be written.
+    """
+    if path.suffix not in (".graphml", ".dot", ".gv"):
         raise ConfigError(f"--graph {path}: the ending says the format: .graphml or .dot")
+    try:
+        if path.suffix == ".graphml":
+            nx.write_graphml(_labelled(plan), path)
+        else:
+            path.write_text(_dot(_labelled(plan)), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"--graph {path}: {error.strerror or error}") from None
 
 
 def _tasks(plan: Plan) -> list[Load | Compute | Save]:

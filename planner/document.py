@@ -17,7 +17,12 @@ from ..errors import ConfigError
 MAX_BYTES = 4 << 20
 MAX_VALUES = 200_000
 MAX_DEPTH = 64
-_SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "timestamp")}
+_YAML = "tag:yaml.org,2002:"
+_TAGS = {
+    yaml.MappingNode: {f"{_YAML}map"},
+    yaml.SequenceNode: {f"{_YAML}seq"},
+    yaml.ScalarNode: {f"{_YAML}{kind}" for kind in ("null", "bool", "int", "float", "str", "timestamp")},
+}
 
 Path = tuple[str | int, ...]
 """Where a value stands: keys and list positions from the root."""
@@ -51,6 +56,12 @@ def dotted(path: Path) -> str:
     return text
 
 
+def short(value: Any) -> str:
+    """A value as it is shown in a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def parse(text: str, source: str) -> list[Document]:
     """All documents of a YAML text. Raises ConfigError for what is not plain YAML."""
     if len(text) > MAX_BYTES:
@@ -77,20 +88,20 @@ def _document(root: yaml.Node, source: str) -> Document:
         line = node.start_mark.line + 1
         where = f"{source}, line {line}{', ' + dotted(path) if path else ''}"
         if count > MAX_VALUES or len(path) > MAX_DEPTH:
-            raise ConfigError(f"{where}: the config is too large or too deep (aliases that expand into each other?)")
+            raise ConfigError(f"{source}, line {line}: too large or too deep for a config (aliases that expand into each other?)")
+        if node.tag not in _TAGS[type(node)]:
+            raise ConfigError(f"{where}: the tag {node.tag.replace(_YAML, '!!')} is not allowed in a config")
         lines[path] = line
         if isinstance(node, yaml.MappingNode):
             return dict(entries(node, path, where))
         if isinstance(node, yaml.SequenceNode):
             return [build(item, (*path, i)) for i, item in enumerate(node.value)]
-        if node.tag not in _SCALARS:
-            raise ConfigError(f"{where}: the tag {node.tag} is not allowed in a config")
         if node.tag.endswith("timestamp"):
             return node.value
         try:
             return loader.construct_object(node, deep=True)
-        except (yaml.YAMLError, ValueError) as error:
-            raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from None
+        except (yaml.YAMLError, ValueError, LookupError):
+            raise ConfigError(f"{where}: {short(node.value)} is no value of its type") from None
 
     def entries(node: yaml.MappingNode, path: Path, where: str) -> Iterator[tuple[str, Any]]:
         seen: set[str] = set()

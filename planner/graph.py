@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import networkx as nx
 
 from ..errors import BudgetError
-from ..ops.declare import PART, Kernel
+from ..ops.declare import Kernel
 from .catalog import InputTensor
 from .dtypes import ITEM_SIZES
 from .recipe import Recipe
@@ -83,14 +83,19 @@ def tile_elements(recipe: Recipe, kernel: Kernel, capacity: int) -> int:
         share = min(share, STREAM_TILE)
     if group_bytes(recipe, kernel, size) <= share:
         return max(size, 1)
-    per_part = group_bytes(recipe, kernel, PART)
+    per_part = group_bytes(recipe, kernel, kernel.part)
     parts = share // per_part
     if parts == 0:
-        smallest = group_bytes(recipe, kernel, min(PART, size))
+        smallest = _least_bytes(recipe, kernel)
         if smallest > capacity // 2:
             raise BudgetError(f"tensor '{recipe.name}' needs two tiles of {smallest} bytes", 2 * smallest)
         parts = 1
-    return parts * PART
+    return parts * kernel.part
+
+
+def _least_bytes(recipe: Recipe, kernel: Kernel) -> int:
+    """Bytes of the buffers of the smallest tile there is."""
+    return group_bytes(recipe, kernel, min(kernel.part, recipe.arguments.size))
 
 
 def group_bytes(recipe: Recipe, kernel: Kernel, elements: int) -> int:
@@ -110,6 +115,9 @@ def build_graph(recipes: Sequence[Recipe], kernels: Sequence[Kernel], numbers: S
     """
     graph: nx.DiGraph[int] = nx.DiGraph()
     loads: _Loads = {}
+    if numbers:  # the tensor that asks for most first, so that what its error names is enough for all
+        hardest = max(numbers, key=lambda number: _least_bytes(recipes[number], kernels[number]))
+        tile_elements(recipes[hardest], kernels[hardest], capacity)
     for number in numbers:
         recipe, kernel = recipes[number], kernels[number]
         gathered: int | None = None  # the compute after which all statistics so far are complete
@@ -163,10 +171,14 @@ def _add_compute(graph: nx.DiGraph[int], recipe: Recipe, kernel: Kernel, compute
 
 
 def _add_load(graph: nx.DiGraph[int], tensor: InputTensor, compute: Compute, loads: _Loads) -> int:
-    """The load of a compute's run of elements from one input: bytes that several tasks want in the same pass are one load."""
+    """The load of a compute's run of elements from one input: bytes that several tasks want in the same pass are one load.
+
+    All tiles of a tensor share their loads or none does (a last tile may fit another tiling by chance): who orders tasks by what
+    they read then keeps a tensor's tiles in order.
+    """
     item = ITEM_SIZES[tensor.dtype]
     offset, nbytes = tensor.offset + compute.start * item, compute.count * item
-    key = (tensor.file.model, tensor.file.name, compute.maps, compute.passes, offset, nbytes)
+    key = (tensor.file.model, tensor.file.name, compute.maps, compute.passes, compute.tiles, offset, nbytes)
     node = loads.get(key)
     if node is None:
         node = loads[key] = graph.number_of_nodes()

@@ -15,6 +15,9 @@ from .dtypes import ITEM_SIZES
 MAX_HEADER = 100_000_000
 """The safetensors library's own limit on a header's bytes."""
 
+MAX_SIDES = 64
+"""Far more than torch has; a bound on the numbers that a hostile shape multiplies to."""
+
 ReadRange = Callable[[int, int], bytes]
 """Bytes of a file: from offset, this many (fewer at the file's end)."""
 
@@ -72,8 +75,12 @@ def safetensors_header(read: ReadRange, size: int, label: str) -> FileHeader:
     tensors.sort(key=lambda entry: (entry.offset, entry.nbytes))
     end = start
     for entry in tensors:
-        if entry.offset != end:
-            raise CheckpointError(f"{label}: the bytes of tensor '{entry.name}' overlap another's or leave a hole")
+        if entry.offset < end:
+            raise CheckpointError(f"{label}: the bytes of tensor '{entry.name}' overlap those of another")
+        if entry.offset > end:
+            raise CheckpointError(
+                f"{label}: {entry.offset - end} bytes before those of tensor '{entry.name}' belong to no tensor"
+            )
         end += entry.nbytes
     if end > size:
         raise CheckpointError(f"{label}: cut short: {size} bytes, its header promises {end} (a broken download? fetch it again)")
@@ -94,7 +101,7 @@ def _entry(name: str, spec: Any, start: int, label: str) -> TensorEntry:
     if not isinstance(spec, Mapping):
         raise CheckpointError(f"{where} is not described by a map")
     dtype, shape, offsets = spec.get("dtype"), _naturals(spec.get("shape")), _naturals(spec.get("data_offsets"))
-    if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
+    if not isinstance(dtype, str) or shape is None or len(shape) > MAX_SIDES or offsets is None or len(offsets) != 2:
         raise CheckpointError(f"{where} has no valid dtype, shape and data_offsets")
     nbytes = tensor_bytes(dtype, tuple(shape), where)
     if offsets[1] - offsets[0] != nbytes:

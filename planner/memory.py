@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import BudgetError
-from ..ops.declare import BLOCK, Kernel
+from ..ops.declare import Kernel
 from .sizes import format_size
 
 OVERHEAD = 16 << 20
@@ -33,9 +33,10 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """A budget's parts in bytes; `rows` float32 rows of scratch a worker."""
+    """A budget's parts in bytes: one worker's `workspace` and device `staging`, all partial statistics, the pool, the device."""
 
-    rows: int
+    workspace: int
+    staging: int
     scratch: int
     state: int
     pool: int
@@ -52,27 +53,34 @@ def active_steps(workers: int) -> int:
     return 2 * workers
 
 
-def scratch_bytes(rows: int) -> int:
-    """One worker's scratch: float32 rows, two float64 rows."""
-    return BLOCK * (4 * rows + 2 * 8)
+def workspace_rows(kernel: Kernel, inputs: int) -> int:
+    """Float32 rows of a worker's workspace: the inputs', the kernel's own, and one for the engine's checks."""
+    return inputs + kernel.rows + 1
+
+
+def workspace_bytes(kernel: Kernel, inputs: int) -> int:
+    """One worker's scratch for a kernel: float32 rows and two float64 rows of a block each."""
+    nbytes = kernel.block * (4 * workspace_rows(kernel, inputs) + 2 * 8)
+    return -(-nbytes // 64) * 64
 
 
 def divide(budget: Budget, kernels: Sequence[Kernel], inputs: Sequence[int]) -> Division:
-    """Split a budget for these kernels, each with that many inputs. Raises BudgetError where nothing is left for the pool."""
-    rows = max((n + kernel.rows for n, kernel in zip(inputs, kernels, strict=True)), default=0) + 1
+    """Split a budget for these kernels, each with that many inputs; the pool gets what is left.
+
+    Raises BudgetError where the device's memory is too small.
+    """
+    workspace = max((workspace_bytes(kernel, n) for n, kernel in zip(inputs, kernels, strict=True)), default=0)
+    block = max((kernel.block for kernel in kernels), default=0)
     state = max((kernel.state_bytes for kernel in kernels), default=0)
-    scratch = budget.workers * scratch_bytes(rows)
+    scratch = budget.workers * workspace
     # Partial statistics: a total for each active step, and one being filled and one that waits its turn for each worker.
     states = (active_steps(budget.workers) + 2 * budget.workers) * state
-    vram = 0 if budget.on_host else scratch + states + budget.workers * _STAGING
+    # On another device, a block of the widest type on its way in or out, and kernels' own temporaries of a few rows.
+    staging = 0 if budget.on_host else 8 * block
+    vram = 0 if budget.on_host else scratch + states + budget.workers * 4 * staging
     if vram > budget.vram:
         raise BudgetError(
-            f"--vram {format_size(budget.vram)} is too little: {format_size(vram)} would do (or --device cpu)",
-            vram,
+            f"--vram {format_size(budget.vram)} is too little: {format_size(vram)} would do (or --device cpu)", vram
         )
     host = scratch if budget.on_host else 0
-    return Division(rows, host, states, budget.ram - OVERHEAD - host - states, vram)
-
-
-_STAGING = 3 * 8 * BLOCK
-"""Bytes of a worker's blocks on the device that are on their way in or out."""
+    return Division(workspace, staging, host, states, budget.ram - OVERHEAD - host - states, vram)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from ..errors import CheckpointError
 from .dtypes import ITEM_SIZES
-from .headers import FileHeader, TensorEntry, tensor_bytes
+from .headers import MAX_SIDES, FileHeader, TensorEntry, tensor_bytes
 
 _STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
@@ -51,7 +51,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: A
     if not isinstance(storage, _Storage):
         raise pickle.UnpicklingError("a tensor without a storage")
     tensor = _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, stride)))
-    if len(tensor.shape) != len(tensor.stride) or min(tensor.shape, default=0) < 0:
+    if len(tensor.shape) != len(tensor.stride) or len(tensor.shape) > MAX_SIDES or min(tensor.shape, default=0) < 0:
         raise pickle.UnpicklingError("a tensor whose shape and strides disagree")
     return tensor
 
@@ -60,7 +60,9 @@ def _rebuild_parameter(data: Any, *rest: Any) -> Any:
     return data
 
 
-class _HeaderUnpickler(pickle.Unpickler):
+class _HeaderUnpickler(pickle._Unpickler):
+    """The one in Python, whose memo is a dictionary: the one in C takes gigabytes where five bytes name a large index."""
+
     def find_class(self, module: str, name: str) -> Any:
         match module, name:
             case "collections", "OrderedDict":
@@ -82,15 +84,24 @@ class _HeaderUnpickler(pickle.Unpickler):
 def pickle_header(file: BinaryIO, label: str) -> FileHeader:
     """Where each tensor of a .bin file stands. Raises CheckpointError for anything but a plain state dict."""
     try:
+        size = file.seek(0, io.SEEK_END)
         archive = zipfile.ZipFile(file)
         member = next((i for i in archive.infolist() if i.filename.endswith("/data.pkl")), None)
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except CheckpointError:
+        raise
+    except Exception:  # zipfile raises anything for a damaged archive: struct.error, NotImplementedError, ...
         raise CheckpointError(
-            f"{label}: not a PyTorch zip checkpoint: cut short, or of a torch before 1.6; fetch it again or save it as safetensors"
+            f"{label}: not a PyTorch zip checkpoint: cut short, or of a torch before 1.6: "
+            "fetch it again, or save it as safetensors"
         ) from None
     if member is None or member.file_size > MAX_PICKLE:
         raise CheckpointError(f"{label}: not a PyTorch checkpoint (no data.pkl of a sensible size)")
-    raw = archive.read(member)
+    try:
+        raw = archive.read(member)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{label}: its data.pkl is damaged ({error}); fetch it again") from None
     try:
         state = _HeaderUnpickler(io.BytesIO(raw)).load()
     except CheckpointError:
@@ -102,12 +113,16 @@ def pickle_header(file: BinaryIO, label: str) -> FileHeader:
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise CheckpointError(f"{label}: not a state dict (a map from names to tensors)")
     prefix = member.filename.removesuffix("data.pkl")
-    entries = [_entry(archive, file, prefix, name, value, label) for name, value in state.items() if isinstance(value, _Tensor)]
+    entries = [
+        _entry(archive, file, size, prefix, name, value, label) for name, value in state.items() if isinstance(value, _Tensor)
+    ]
     entries.sort(key=lambda entry: entry.offset)
     return FileHeader(tuple(entries), hashlib.sha256(raw).hexdigest()[:32])
 
 
-def _entry(archive: zipfile.ZipFile, file: BinaryIO, prefix: str, name: str, tensor: _Tensor, label: str) -> TensorEntry:
+def _entry(
+    archive: zipfile.ZipFile, file: BinaryIO, size: int, prefix: str, name: str, tensor: _Tensor, label: str
+) -> TensorEntry:
     where = f"{label}: tensor '{name}'"
     nbytes = tensor_bytes(tensor.storage.dtype, tensor.shape, where)
     if not _contiguous(tensor):
@@ -121,7 +136,10 @@ def _entry(archive: zipfile.ZipFile, file: BinaryIO, prefix: str, name: str, ten
     begin = tensor.offset * ITEM_SIZES[tensor.storage.dtype]
     if begin < 0 or begin + nbytes > member.file_size:
         raise CheckpointError(f"{where} reaches past its stored data")
-    return TensorEntry(name, tensor.storage.dtype, tensor.shape, _data_start(file, member, where) + begin, nbytes)
+    offset = _data_start(file, member, where) + begin
+    if offset + nbytes > size:
+        raise CheckpointError(f"{where} reaches past the file's end: cut short; fetch it again")
+    return TensorEntry(name, tensor.storage.dtype, tensor.shape, offset, nbytes)
 
 
 def _data_start(file: BinaryIO, member: zipfile.ZipInfo, where: str) -> int:

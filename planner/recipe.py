@@ -231,7 +231,9 @@ class RecipeMaker:
                 value = parameter.default if value is None else value
                 if value is not None:
                     values[parameter.name] = float(value)
-                elif parameter.required and not (use.source.is_base and self.method.base is BaseRole.REQUIRED):
+                elif parameter.required and not (
+                    use.source.is_base and self.method.base in (BaseRole.REQUIRED, BaseRole.OPTIONAL)
+                ):
                     raise self._missing_parameter(parameter, use.source.path, name)
             per_model.append(values)
         shared = {}
@@ -243,7 +245,7 @@ class RecipeMaker:
             if value is not None:
                 shared[parameter.name] = float(value)
         base = next((i for i, use in enumerate(uses) if use.source.is_base), None)
-        if base is None and self.method.base is not BaseRole.ORDINARY:
+        if base is None and any(source.is_base for source in run.sources) and self.method.base is not BaseRole.ORDINARY:
             raise CheckpointError(f"tensor '{name}' is missing from the base model, and {self.method.name} needs it there")
         stream = f"{self.seed}\0{name}" if self.method.random else ""
         return Arguments(uses[0].tensor.shape, tuple(per_model), shared, base, stream)

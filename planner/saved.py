@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, OutputError
 from .plan import Options, Plan
 
 SAVED_VERSION = 1
 KIND = "weft plan"
+_SETTINGS: Mapping[str, type] = {
+    "ram": int, "vram": int, "workers": int, "device": str, "shard_size": int, "seed": int, "copy_tokenizer": bool,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class SavedPlan:
 
 
 def save_plan(plan: Plan, path: Path) -> None:
-    """Write a plan for `weft run`."""
+    """Write a plan for `weft run`. Raises OutputError where the file cannot be written."""
     options: Options = plan.options
     value = {
         "kind": KIND,
@@ -48,33 +51,36 @@ def save_plan(plan: Plan, path: Path) -> None:
         "commits": {str(m.reference): m.checkpoint.store.commit for m in plan.models if m.checkpoint.store.commit},
         "inputs": {f"{file.model}/{file.name}": file.identity for file in plan.files()},
     }
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    try:
+        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"--save {path}: {error.strerror or error}") from None
 
 
 def load_saved_plan(path: Path) -> SavedPlan | None:
     """The saved plan in a file, or None where the file is something else. Raises ConfigError for another version's."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if not text.lstrip().startswith("{"):
-        return None
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        with path.open("rb") as file:
+            if file.read(1) != b"{":
+                return None
+            file.seek(0)
+            value = json.load(file)
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(value, dict) or value.get("kind") != KIND:
         return None
     if value.get("version") != SAVED_VERSION:
         raise ConfigError(f"{path}: a plan of another version of weft: make it again with `weft plan --save`")
-    try:
-        return SavedPlan(
-            str(value["source"]),
-            str(value["config"]),
-            dict(value["settings"]),
-            dict(value["commits"]),
-            dict(value["inputs"]),
-            str(value["digest"]),
-        )
-    except (KeyError, TypeError, ValueError):
-        raise ConfigError(f"{path}: a damaged plan: make it again with `weft plan --save`") from None
+    parts: list[Any] = [value.get(key) for key in ("source", "config", "settings", "commits", "inputs", "digest")]
+    source, config, settings, commits, inputs, digest = parts
+    if (
+        not all(isinstance(text, str) for text in (source, config, digest))
+        or not all(isinstance(part, dict) for part in (settings, commits, inputs))
+        or any(type(settings.get(key)) is not kind for key, kind in _SETTINGS.items())
+        or not all(isinstance(text, str) for text in (*commits.values(), *inputs.values()))
+    ):
+        raise ConfigError(f"{path}: a damaged plan: make it again with `weft plan --save`")
+    return SavedPlan(source, config, settings, commits, inputs, digest)
 
 
 def check_unchanged(saved: SavedPlan, plan: Plan, path: Path) -> None:

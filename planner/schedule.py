@@ -32,9 +32,10 @@ Nothing here knows about tensors, files or threads. `tests/planner/test_schedule
 from __future__ import annotations
 
 import heapq
+from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import networkx as nx
 
@@ -94,11 +95,25 @@ class _Problem:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A buffer that lives from step `first` to step `last`."""
+    """A buffer that lives from step `first` to step `last`; `again` are the later steps that find a load in it."""
 
     task: int
     first: int
     last: int
+    again: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    """Places of the kept buffers.
+
+    `places`: by step and task its offset, and whether it is filled in this step. `reused_after`: by step the last earlier step
+    whose kept buffer gave its place to this step's.
+    """
+
+    size: int
+    places: Mapping[tuple[int, int], tuple[int, bool]]
+    reused_after: Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +129,19 @@ class _Walk:
     jumps: int
 
 
+_Computes = int | tuple["_Computes", "_Computes"]
+"""Computes in order, joined without copying."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """A run of computes that needs `rise` bytes beyond what was held before it, and in the end gives back `fall` of its hill."""
+
+    rise: int
+    fall: int
+    computes: _Computes
+
+
 def schedule(graph: nx.DiGraph[int], capacity: int, pipeline: int = 0) -> Schedule:
     """Order the tasks of `graph` and place their buffers within `capacity` bytes.
 
@@ -121,9 +149,24 @@ def schedule(graph: nx.DiGraph[int], capacity: int, pipeline: int = 0) -> Schedu
     useful beyond two of the largest steps. Raises BudgetError, whose `needed` bytes would do.
     """
     problem = _problem(graph)
-    walks = [_walk(problem, order, capacity) for order in _candidates(problem)]
-    best = min(walks, key=lambda walk: (walk.peak > capacity, walk.peak, walk.loaded, walk.jumps))
-    return _place(problem, best, capacity, pipeline)
+    orders = list(_candidates(problem))
+    for walk in _walks(problem, orders, capacity):
+        kept = _place_kept(problem, walk)
+        if _needed(walk, kept) <= capacity:
+            return _place(problem, walk, kept, capacity, pipeline)
+    # Holes between kept loads may cost more than was thought: without them an order takes the least that it can.
+    least = [(walk, _place_kept(problem, walk)) for walk in _walks(problem, orders, 0)]
+    walk, kept = min(least, key=lambda pair: _needed(*pair))
+    needed = _needed(walk, kept)
+    if needed > capacity:
+        raise BudgetError(f"task {walk.order[walk.peak_step]} needs {needed} bytes at once", needed)
+    return _place(problem, walk, kept, capacity, pipeline)
+
+
+def _walks(problem: _Problem, orders: Iterable[Sequence[int]], capacity: int) -> list[_Walk]:
+    """The orders simulated, the best first: one that fits, reads least, holds least, and reads each file forwards."""
+    walks = (_walk(problem, order, capacity) for order in orders)
+    return sorted(walks, key=lambda walk: (max(walk.peak, capacity), walk.loaded, walk.peak, walk.jumps))
 
 
 def _problem(graph: nx.DiGraph[int]) -> _Problem:
@@ -151,7 +194,7 @@ def _candidates(problem: _Problem) -> Iterator[tuple[int, ...]]:
     reading = {c: min((problem.position[n] for n in problem.loads[c]), default=problem.position[c]) for c in problem.computes}
     yield _in_order(problem, {c: (reading[c], problem.position[c]) for c in problem.computes})
     if any(problem.inputs.values()):
-        yield _postorder(problem)
+        yield _tree_order(problem)
         yield _greedy(problem)
 
 
@@ -171,36 +214,47 @@ def _in_order(problem: _Problem, key: Mapping[int, tuple[int, ...]]) -> tuple[in
     return tuple(order)
 
 
-def _postorder(problem: _Problem) -> tuple[int, ...]:
-    """Depth first, the child that needs the most beyond what it leaves behind first: on a tree no postorder has a lower peak.
+def _tree_order(problem: _Problem) -> tuple[int, ...]:
+    """Subtrees interleaved where they leave the least behind: on a tree no order has a lower peak.
 
-    Liu 1986, On the storage requirement in the out-of-core multifrontal method, section 3.
+    Each subtree is a row of segments that rise to a hill and fall to a valley, each hill below the one before it and each valley
+    above; of several subtrees, the segments that fall furthest go first.
+    Liu 1987, An application of generalized tree pebbling to sparse matrix factorization, section 4.
     """
-    need: dict[int, int] = {}
-    children: dict[int, list[int]] = {}
+    profiles: dict[int, list[_Segment]] = {}
+    parent = {c: min(users, key=problem.position.__getitem__) for c, users in problem.outputs.items() if users}
     for compute in _in_order(problem, {c: (problem.position[c],) for c in problem.computes}):
-        inputs = sorted(problem.inputs[compute], key=lambda c: (problem.size[c] - need[c], problem.position[c]))
-        held, most = 0, 0
-        for child in inputs:
-            most = max(most, held + need[child])
-            held += problem.size[child]
-        own = problem.size[compute] + sum(problem.size[n] for n in problem.loads[compute])
-        need[compute], children[compute] = max(most, held + own), inputs
-    order: list[int] = []
-    done: set[int] = set()
-    for root in (c for c in problem.computes if not problem.outputs[c]):
-        stack = [(root, iter(children[root]))] if root not in done else []
-        while stack:
-            compute, rest = stack[-1]
-            following = next((c for c in rest if c not in done), None)
-            if following is not None:
-                stack.append((following, iter(children[following])))
-                continue
-            stack.pop()
-            if compute not in done:
-                done.add(compute)
-                order.append(compute)
-    return tuple(order)
+        children = [c for c in problem.inputs[compute] if parent[c] == compute]
+        if len(children) == 1:
+            profile = profiles.pop(children[0])
+        else:
+            profile = []
+            for segment in sorted((s for c in children for s in profiles.pop(c)), key=lambda segment: -segment.fall):
+                _append(profile, segment)
+        rise = problem.size[compute] + sum(problem.size[n] for n in problem.loads[compute])
+        left = problem.size[compute] if problem.outputs[compute] else 0
+        _append(profile, _Segment(rise, rise - left + sum(problem.size[c] for c in children), compute))
+        profiles[compute] = profile
+    rank: dict[int, tuple[int, ...]] = {}
+    for root in problem.computes:
+        waiting: list[_Computes] = [segment.computes for segment in reversed(profiles.pop(root, []))]
+        while waiting:
+            computes = waiting.pop()
+            if isinstance(computes, int):
+                rank[computes] = (len(rank),)
+            else:
+                waiting += reversed(computes)
+    return _in_order(problem, rank)
+
+
+def _append(profile: list[_Segment], segment: _Segment) -> None:
+    """Add a segment, joined with those before it whose hill is no higher or whose valley is no lower."""
+    while profile and (segment.rise >= profile[-1].fall or segment.rise <= segment.fall):
+        before = profile.pop()
+        rise = max(before.rise, before.rise - before.fall + segment.rise)
+        fall = rise - (before.rise - before.fall + segment.rise - segment.fall)
+        segment = _Segment(rise, fall, (before.computes, segment.computes))
+    profile.append(segment)
 
 
 def _greedy(problem: _Problem) -> tuple[int, ...]:
@@ -235,28 +289,20 @@ def _walk(problem: _Problem, order: Sequence[int], capacity: int) -> _Walk:
     """Simulate an order step by step: which buffers are kept, what is read, and the most bytes held at once."""
     at = {compute: i for i, compute in enumerate(order)}
     kept = [*_intermediates(problem, order, at), *_shared_loads(problem, order, at, capacity)]
-    held_at: dict[int, set[int]] = {}
-    refilled: set[tuple[int, int]] = set()
     growth = [0] * (len(order) + 1)
     for item in kept:
         growth[item.first] += problem.size[item.task]
         growth[item.last + 1] -= problem.size[item.task]
-    uses = _uses(problem, order)
-    for item in kept:
-        for step in uses.get(item.task, (item.first,)):
-            if item.first <= step <= item.last:
-                held_at.setdefault(step, set()).add(item.task)
-                if step > item.first:
-                    refilled.add((step, item.task))
+    found = {(step, item.task) for item in kept for step in item.again}
+    held = found | {(item.first, item.task) for item in kept}
     private, loaded, jumps, live, peak, peak_step, last = [], 0, 0, 0, 0, 0, -1
     for i, compute in enumerate(order):
         live += growth[i]
-        held = held_at.get(i, set())
-        own = sum(problem.size[n] for n in problem.loads[compute] if n not in held)
-        if not problem.outputs[compute]:
-            own += problem.size[compute]
+        own = 0 if (i, compute) in held else problem.size[compute]
         for load in problem.loads[compute]:
-            if (i, load) not in refilled:
+            if (i, load) not in held:
+                own += problem.size[load]
+            if (i, load) not in found:
                 loaded += problem.size[load]
                 jumps += problem.position[load] < last
                 last = problem.position[load]
@@ -266,67 +312,84 @@ def _walk(problem: _Problem, order: Sequence[int], capacity: int) -> _Walk:
     return _Walk(tuple(order), tuple(kept), tuple(private), peak, peak_step, loaded, jumps)
 
 
-def _uses(problem: _Problem, order: Sequence[int]) -> dict[int, list[int]]:
-    """The steps that use each load, and each load only."""
-    uses: dict[int, list[int]] = {}
-    for i, compute in enumerate(order):
-        for load in problem.loads[compute]:
-            uses.setdefault(load, []).append(i)
-    return uses
-
-
 def _intermediates(problem: _Problem, order: Sequence[int], at: Mapping[int, int]) -> Iterator[_Kept]:
     for compute in order:
         if problem.outputs[compute] and problem.size[compute]:
             yield _Kept(compute, at[compute], max(at[user] for user in problem.outputs[compute]))
 
 
-def _shared_loads(problem: _Problem, order: Sequence[int], at: Mapping[int, int], capacity: int) -> list[_Kept]:
-    """Loads to keep between two of their steps: those whose next use is near, as long as they fit beside the steps.
+def _shared_loads(problem: _Problem, order: Sequence[int], at: Mapping[int, int], capacity: int) -> Iterator[_Kept]:
+    """Loads to keep from one of their steps to the next: those whose next use is near, as long as they fit beside the steps.
 
-    Nearest uses first, so what is dropped is what is wanted furthest in the future (Belady 1966).
+    Where they do not all fit, the one wanted furthest in the future is dropped (Belady 1966).
     """
-    uses = {load: steps for load, steps in _uses(problem, order).items() if len(steps) > 1 and problem.size[load]}
-    if not uses:
-        return []
-    largest = max(sum(problem.size[n] for n in problem.loads[c]) + problem.size[c] for c in order)
-    room = [capacity - 2 * largest] * len(order)
+    uses: dict[int, list[int]] = {}
+    for i, compute in enumerate(order):
+        for load in problem.loads[compute]:
+            if problem.size[load]:
+                uses.setdefault(load, []).append(i)
+    following = {(step, load): after for load, steps in uses.items() for step, after in pairwise(steps)}
+    if not following:
+        return
+    own = [sum(problem.size[n] for n in problem.loads[c]) + problem.size[c] for c in order]
+    streamed = [0, *accumulate(own)]
+    growth = [0] * (len(order) + 1)
     for item in _intermediates(problem, order, at):
-        for step in range(item.first, item.last + 1):
-            room[step] -= problem.size[item.task]
-    streamed = [0]
-    for compute in order:
-        streamed.append(streamed[-1] + sum(problem.size[n] for n in problem.loads[compute]) + problem.size[compute])
-    gaps = [(b - a, problem.position[load], load, a, b) for load, steps in uses.items() for a, b in pairwise(steps)]
-    kept: dict[int, list[tuple[int, int]]] = {}
-    for _, _, load, first, last in sorted(gaps):
-        size = problem.size[load]
-        near = streamed[last] - streamed[first] <= capacity
-        if near and all(room[step] >= size for step in range(first, last + 1)):
-            for step in range(first, last + 1):
-                room[step] -= size
-            kept.setdefault(load, []).append((first, last))
-    return [_Kept(load, first, last) for load, spans in kept.items() for first, last in _joined(spans)]
+        growth[item.first] += problem.size[item.task]
+        growth[item.last + 1] -= problem.size[item.task]
+    spare = capacity - 2 * max(own)
+    room = [spare - live for live in accumulate(growth)]
+
+    wanted: dict[int, int] = {}  # the loads held now, and the step that wants each next
+    furthest: list[tuple[int, int, int]] = []  # the same as a heap, with what was dropped since
+    held = 0
+
+    def drop(enough: int, beyond: int) -> None:
+        """Drop the loads wanted furthest in the future, but after step `beyond`, until at most `enough` bytes are held."""
+        nonlocal held
+        while held > enough and furthest and -furthest[0][0] > beyond:
+            step, _, load = heapq.heappop(furthest)
+            if wanted.get(load) == -step:
+                del wanted[load]
+                held -= problem.size[load]
+
+    spans: dict[int, list[list[int]]] = {}
+    for i, compute in enumerate(order):
+        drop(room[i], -1)
+        leaving, staying = 0, []
+        for load in problem.loads[compute]:
+            found = wanted.pop(load, None) is not None
+            if found:
+                spans[load][-1].append(i)
+            after = following.get((i, load))
+            if after is not None and streamed[after] - streamed[i] <= capacity:
+                staying.append((after, problem.position[load], load, found))
+            elif found:
+                leaving += problem.size[load]
+        for after, position, load, found in sorted(staying):
+            if not found:
+                drop(room[i] - problem.size[load], after)
+                if held + problem.size[load] > room[i]:
+                    continue
+                held += problem.size[load]
+                spans.setdefault(load, []).append([i])
+            wanted[load] = after
+            heapq.heappush(furthest, (-after, position, load))
+        held -= leaving
+    for load, found_at in spans.items():
+        for first, *again in found_at:
+            if again:
+                yield _Kept(load, first, again[-1], tuple(again))
 
 
-def _joined(spans: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Spans that meet become one."""
-    spans.sort()
-    first, last = spans[0]
-    for a, b in spans[1:]:
-        if a > last:
-            yield first, last
-            first = a
-        last = b
-    yield first, last
+def _needed(walk: _Walk, kept: _Lane) -> int:
+    """The least capacity for a walk whose kept buffers have these places."""
+    return kept.size + max(walk.private, default=0)
 
 
-def _place(problem: _Problem, walk: _Walk, capacity: int, pipeline: int) -> Schedule:
-    places, lane, reused_after = _place_kept(problem, walk)
+def _place(problem: _Problem, walk: _Walk, kept: _Lane, capacity: int, pipeline: int) -> Schedule:
+    lane, places, reused_after = kept.size, kept.places, kept.reused_after
     largest = max(walk.private, default=0)
-    if lane + largest > capacity:
-        peak = walk.order[walk.peak_step] if walk.order else None
-        raise BudgetError(f"task {peak} needs {lane + largest} bytes at once", lane + largest)
     ring = min(capacity - lane, max(2 * largest, pipeline), sum(walk.private))
     offsets, afters = _place_ring(walk.private, ring)
     at = {compute: i for i, compute in enumerate(walk.order)}
@@ -388,34 +451,43 @@ def _overlap(a: int, size: int, begin: int, end: int) -> bool:
     return a < end and begin < a + size
 
 
-def _place_kept(problem: _Problem, walk: _Walk) -> tuple[dict[tuple[int, int], tuple[int, bool]], int, dict[int, int]]:
-    """First-fit places for kept buffers.
-
-    Returns the place (offset, whether it is filled here) by (step, task); the lane's size; and by step the last earlier step
-    whose kept buffer gave its place to this step's.
-    """
-    uses = _uses(problem, walk.order)
+def _place_kept(problem: _Problem, walk: _Walk) -> _Lane:
+    """First-fit places for kept buffers."""
     places: dict[tuple[int, int], tuple[int, bool]] = {}
     reused_after: dict[int, int] = {}
-    live: list[tuple[int, int, int]] = []  # (offset, end, last step)
-    gone: list[tuple[int, int, int]] = []
+    live: list[tuple[int, int, int]] = []  # (last step, begin, end), as a heap
+    free: list[tuple[int, int, int]] = []  # (begin, end, last step that held it) below `lane`, in order
     lane = 0
     for item in sorted(walk.kept, key=lambda k: (k.first, -k.last, problem.position[k.task])):
-        gone += [entry for entry in live if entry[2] < item.first]
-        live = sorted(entry for entry in live if entry[2] >= item.first)
-        size, offset = problem.size[item.task], 0
-        for begin, end, _ in live:
-            if begin - offset >= size:
-                break
-            offset = max(offset, end)
-        before = [last for begin, end, last in gone if begin < offset + size and offset < end]
-        if before:
-            reused_after[item.first] = max(reused_after.get(item.first, -1), *before)
-            gone = [entry for entry in gone if not (offset <= entry[0] and entry[1] <= offset + size)]
-        live.append((offset, offset + size, item.last))
+        while live and live[0][0] < item.first:
+            last, begin, end = heapq.heappop(live)
+            insort(free, (begin, end, last))
+        size = problem.size[item.task]
+        offset, taken, after = _first_fit(free, size, lane)
+        if taken.stop > taken.start:
+            _, end, last = free[taken.stop - 1]
+            free[taken] = [(offset + size, end, last)] if end > offset + size else []
+        if after >= 0:
+            reused_after[item.first] = max(reused_after.get(item.first, -1), after)
+        heapq.heappush(live, (item.last, offset, offset + size))
         lane = max(lane, offset + size)
         places[(item.first, item.task)] = (offset, True)
-        for step in uses.get(item.task, ()):
-            if item.first < step <= item.last:
-                places[(step, item.task)] = (offset, False)
-    return places, lane, reused_after
+        places.update({(step, item.task): (offset, False) for step in item.again})
+    return _Lane(lane, places, reused_after)
+
+
+def _first_fit(free: Sequence[tuple[int, int, int]], size: int, lane: int) -> tuple[int, slice, int]:
+    """The lowest offset with `size` free bytes, which of `free` they are, and the last step that held any of them.
+
+    Beyond `lane` everything is free.
+    """
+    start, offset, reached, after = 0, 0, 0, -1
+    for i, (begin, end, last) in enumerate(free):
+        if begin != reached or i == start:
+            start, offset, after = i, begin, -1
+        reached, after = end, max(after, last)
+        if reached - offset >= size:
+            return offset, slice(start, i + 1), after
+    if free and reached == lane:  # the free end of the lane, and more
+        return offset, slice(start, len(free)), after
+    return lane, slice(len(free), len(free)), -1

@@ -196,7 +196,7 @@ class _Reader:
     ) -> Run:
         """Check the sources against what the method wants, adding the base model where it must take part and is not listed."""
         role, name = self.method.base, self.method.name
-        if role is not BaseRole.ORDINARY and base is None:
+        if role in (BaseRole.REQUIRED, BaseRole.MEMBER) and base is None:
             raise self.config.error((), f"{name} needs the key 'base_model': the model that the others are compared with")
         if base is not None and role is not BaseRole.ORDINARY and not any(source.is_base for source in sources):
             if not same_range:
@@ -211,10 +211,11 @@ class _Reader:
                     ("base_model",), f"{base} has {stack.count if stack else 0} layers, too few for this merge"
                 )
             sources = [*sources, SourceUse(model, first, Level({}, ("base_model",)), True, ("base_model",))]
-        others = len(sources) - (1 if role is BaseRole.REQUIRED else 0)
+        apart = role is BaseRole.REQUIRED or (role is BaseRole.OPTIONAL and base is not None)
+        others = len(sources) - apart
         low, high = self.method.models
         if others < low or (high is not None and others > high):
-            beside = " beside the base model" if role is BaseRole.REQUIRED else ""
+            beside = " beside the base model" if apart else ""
             wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
             raise self.config.error(
                 path, f"{name} takes {wanted} model{'s' if wanted != '1' else ''}{beside}, and {others} are given"

@@ -1,0 +1,80 @@
+"""MultiSLERP: the weighted barycentre of several vectors on the sphere, by one step in the tangent space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .combine import weighted_sum
+from .declare import Arguments, BaseRole, Kernel, Method, MethodError, Parameter, Scratch
+from .gram import Gram, Matrix, task_vectors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+NO_DIRECTION = 1e-7
+"""Directions that cancel out up to the rounding of float32 inputs leave a mean about as long as this."""
+
+
+def multislerp_weights(gram: Matrix, weights: Sequence[float], eps: float) -> list[float]:
+    """Coefficients of the vectors from their Gram matrix. Raises MethodError where three or more directions cancel out."""
+    norms = [math.sqrt(gram[i][i]) for i in range(len(gram))]
+    if not any(norm > eps for norm in norms):
+        return list(weights)
+    length = sum(w * n for w, n in zip(weights, norms, strict=True))
+    # In the basis of the inputs: unit vectors are eᵢ/(‖xᵢ‖ + eps), and m is their weighted sum.
+    mean = [w / (n + eps) for w, n in zip(weights, norms, strict=True)]
+    size = math.sqrt(max(_product(gram, mean, mean), 0.0))
+    if size < max(eps, NO_DIRECTION * sum(abs(w) for w in weights)):
+        if len(gram) <= 2:
+            return list(weights)
+        raise MethodError("the models' weighted directions cancel out, so they have no mean direction: change the weights")
+    direction = [c / size for c in mean]
+    along = _product(gram, mean, direction)
+    tangent = [c - along * d for c, d in zip(mean, direction, strict=True)]
+    angle = math.sqrt(max(_product(gram, tangent, tangent), 0.0)) + eps
+    turn = math.sin(angle) / angle
+    return [length * (d * math.cos(angle) + c * turn) for d, c in zip(direction, tangent, strict=True)]
+
+
+def _product(gram: Matrix, a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(a[i] * gram[i][j] * b[j] for i in range(len(a)) for j in range(len(b)))
+
+
+def _kernel(arguments: Arguments) -> Kernel:
+    base = arguments.base
+    weights = [float(model["weight"]) for i, model in enumerate(arguments.models) if i != base]
+    if arguments.shared["normalize_weights"]:
+        total = sum(weights)
+        if abs(total) < 1e-8:
+            raise MethodError(
+                "the weights sum to 0, so they cannot be normalised: change a weight or set normalize_weights: false"
+            )
+        weights = [weight / total for weight in weights]
+    eps = float(arguments.shared["eps"])
+    vectors = task_vectors(base)
+
+    def mix(x: Sequence[Tensor], start: int, scratch: Scratch, statistics: Sequence[Any]) -> Tensor:
+        mixed = weighted_sum(vectors(x), statistics[0])
+        return mixed if base is None else mixed.add_(x[base])
+
+    return Kernel(mix, statistics=(Gram(vectors, lambda gram: multislerp_weights(gram, weights, eps)),))
+
+
+METHODS = (
+    Method(
+        name="multislerp",
+        summary="Weighted mean on the sphere of any number of models, or of their differences from a base.",
+        source="Goddard 2025, MultiSLERP; barycentre in the tangent space as in Buss and Fillmore 2001, section 3",
+        base=BaseRole.OPTIONAL,
+        models=(1, None),
+        parameters=(
+            Parameter("weight", "number", "model", "weight of this model", required=True),
+            Parameter("normalize_weights", "boolean", "global", "divide the weights by their sum", default=True),
+            Parameter("eps", "number", "global", "lengths below this count as none", default=1e-8, low=0.0),
+        ),
+        kernel=_kernel,
+    ),
+)

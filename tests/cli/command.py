@@ -1,0 +1,59 @@
+"""Runs weft as its user does, and says what came of it."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+from weft.cli.main import main
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Exit code and what was printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line on stderr, for a command that failed as it should."""
+        assert self.code in (2, 3), self
+        assert self.err.startswith("weft: ") and self.err.endswith("\n"), self.err
+        assert self.err.count("\n") == 1 and "Traceback" not in self.err, self.err
+        return self.err.removeprefix("weft: ").removesuffix("\n")
+
+
+def weft(*arguments: str | Path) -> Outcome:
+    """In this process."""
+    out, err = io.StringIO(), io.StringIO()
+    code: object = 0
+    with patch.object(sys, "argv", ["weft", *map(str, arguments)]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    return Outcome(code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
+
+
+def weft_process(*arguments: str | Path, **environment: str) -> Outcome:
+    """In a process of its own, with these variables and none of the caller's that could lead to the Hub."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    command = [sys.executable, "-m", "weft", *map(str, arguments)]
+    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=120)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def finished_looking(out: Path) -> list[str]:
+    """Files that would make somebody take a folder for a model."""
+    if not out.is_dir():
+        return [str(out)] if out.exists() else []
+    patterns = ("config.json", "model*.safetensors", "*.index.json", "weft.json", "README.md", "tokenizer*")
+    return sorted(path.name for pattern in patterns for path in out.glob(pattern))

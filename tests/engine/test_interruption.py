@@ -1,0 +1,204 @@
+"""Runs that are killed, stopped, or begun twice: the same command ends with the same bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merges import MIB, command, environment, hashes, linear, merge, nothing_looks_finished, recipe, weft, write_config, write_two
+from weft.engine.folder import OutputFolder
+
+CHILD = """
+import sys
+from pathlib import Path
+from weft.engine.events import BytesRead, RunFinished, RunStarted, TensorDurable, TensorWritten
+from weft.engine.run import run
+from weft.planner.config import read_config
+from weft.planner.memory import Budget
+from weft.planner.plan import Options, make_plan
+
+def say(event):
+    if isinstance(event, (BytesRead, RunFinished, RunStarted, TensorDurable, TensorWritten)):
+        print(type(event).__name__, getattr(event, "reused", ""), flush=True)
+
+run(make_plan(read_config(Path(sys.argv[1])), Options(Budget(int(sys.argv[3]), 0, 1))), Path(sys.argv[2]), say)
+"""
+"""`weft run` that tells another process what it is at."""
+
+
+def same(out: Path, undisturbed: Path) -> bool:
+    """Whether all files agree; the manifest and summary hold no times."""
+    return hashes(out) == hashes(undisturbed)
+
+
+def start(config: Path, out: Path) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", CHILD, str(config), str(out), str(64 * MIB)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+
+
+def kill_at(process: subprocess.Popen[str], event: str, number: int) -> tuple[bool, int]:
+    """Kill at the event of that kind and number; whether it was reached, and how many tensors had been found done."""
+    assert process.stdout is not None
+    seen, reused, reached = 0, 0, False
+    for line in process.stdout:
+        name, *rest = line.split()
+        if name == "RunStarted":
+            reused = int(rest[0])
+        seen += name == event
+        if seen == number:
+            reached = True
+            process.kill()
+            break
+    process.communicate()
+    assert process.returncode == (-signal.SIGKILL if reached else 0)
+    return reached, reused
+
+
+def test_killed_again_and_again(tmp_path: Path, big_models: tuple[Path, Path]) -> None:
+    config = write_config(tmp_path / "config.yaml", recipe("ties", *big_models))
+    out, chance = tmp_path / "out", random.Random("ties")
+    merge(recipe("ties", *big_models), tmp_path / "undisturbed")
+    moments = [("RunStarted", 1), ("BytesRead", chance.randint(1, 20)), ("TensorDurable", 1), ("TensorWritten", 2)]
+    progress = []
+    for event, number in moments:
+        reached, reused = kill_at(start(config, out), event, number)
+        assert reached, (event, number)
+        assert nothing_looks_finished(out) and list(out.glob("*.partial"))
+        progress.append(reused)
+    assert progress[:3] == [0, 0, 0] and progress[3] >= 1
+    reached, reused = kill_at(start(config, out), "never", 1)
+    assert not reached and reused >= progress[3]
+    result, expected = hashes(out), hashes(tmp_path / "undisturbed")
+    assert result == expected
+    shutil.rmtree(out)
+    shutil.rmtree(tmp_path / "undisturbed")
+
+
+def test_killed_at_any_time(tmp_path: Path, big_models: tuple[Path, Path]) -> None:
+    """The command itself, at moments that nobody chose: after its first partial shard, however long then."""
+    config = write_config(tmp_path / "config.yaml", recipe("dare_ties", *big_models))
+    chance = random.Random()
+    merge(recipe("dare_ties", *big_models), tmp_path / "undisturbed")
+    out, waits = tmp_path / "out", [0.0, *sorted(chance.uniform(0, 0.6) for _ in range(3))]
+    killed = 0
+    for wait in waits:
+        process = subprocess.Popen(
+            command(config, out, "--ram", "64MiB", "-q", "--workers", "1"), stderr=subprocess.DEVNULL, env=environment()
+        )
+        while process.poll() is None and not list(out.glob("*.partial")):
+            time.sleep(0.002)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(wait)
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+        assert process.returncode in (0, -signal.SIGKILL)
+        if (out / "weft.json").exists() and not (out / ".weft").exists():
+            break
+    last = weft(config, out, "--ram", "64MiB")
+    assert last.returncode == 0, (waits, last.stderr)
+    assert hashes(out) == hashes(tmp_path / "undisturbed"), waits
+    assert killed, waits
+
+
+class Killed(BaseException):
+    """Nothing catches this, as nothing catches SIGKILL."""
+
+
+@pytest.mark.parametrize("step", ["publish", "write", "close"])
+def test_killed_between_the_last_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """The manifest is the last file, and is there only when all else is."""
+    base, other = write_two(tmp_path)
+    config, out, undisturbed = linear(base, other), tmp_path / "out", tmp_path / "undisturbed"
+    merge(config, undisturbed, shard_size=3000)
+    left = [0]
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return function(*arguments)
+
+        return call
+
+    moment = 0
+    for moment in range(100):
+        left[0] = moment
+        with monkeypatch.context() as patch:
+            whole = getattr(OutputFolder, step)
+
+            def inside(*arguments: Any, patch: pytest.MonkeyPatch = patch, whole: Callable[..., Any] = whole) -> None:
+                with patch.context() as inner:
+                    for name in ("replace", "unlink", "rmdir"):
+                        inner.setattr(Path, name, counted(getattr(Path, name)))
+                    whole(*arguments)
+
+            patch.setattr(OutputFolder, step, inside)
+            try:
+                merge(config, out, shard_size=3000)
+            except Killed:
+                complete = (out / "weft.json").exists()
+                assert not complete or {path.name for path in out.iterdir()} >= set(hashes(undisturbed))
+            else:
+                break
+    assert moment >= {"publish": 3, "write": 7, "close": 2}[step]
+    assert same(out, undisturbed)
+
+
+def test_interrupted_from_the_keyboard(tmp_path: Path, big_models: tuple[Path, Path]) -> None:
+    config = write_config(tmp_path / "config.yaml", recipe("ties", *big_models))
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(config, out, "--ram", "64MiB", "--workers", "1", "-v"),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=environment(),
+    )
+    assert process.stderr is not None
+    first = process.stderr.readline()
+    assert first.startswith("written "), first
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    lines = [line for line in errors.splitlines() if not line.startswith("written ")]
+    assert lines == [f"weft: stopped; what is done is kept in {out}: give the same command again to continue"]
+    assert nothing_looks_finished(out)
+    again = weft(config, out, "--ram", "64MiB")
+    assert again.returncode == 0 and "tensors are done already" in again.stderr and "found done" in again.stdout
+    merge(recipe("ties", *big_models), tmp_path / "undisturbed")
+    assert hashes(out) == hashes(tmp_path / "undisturbed")
+
+
+def test_two_runs_at_once(tmp_path: Path, big_models: tuple[Path, Path]) -> None:
+    config = write_config(tmp_path / "config.yaml", recipe("slerp", *big_models))
+    out = tmp_path / "out"
+    first = start(config, out)
+    assert first.stdout is not None
+    while not first.stdout.readline().startswith("TensorWritten"):
+        assert first.poll() is None
+    first.send_signal(signal.SIGSTOP)
+    os.waitpid(first.pid, os.WUNTRACED)  # returns once all its threads stand still
+    try:
+        before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.partial")}
+        second = weft(config, out)
+        assert second.returncode == 2
+        assert second.stderr.splitlines()[-1] == f"weft: {out}: another weft is writing to this folder"
+        assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.partial")} == before
+    finally:
+        first.send_signal(signal.SIGCONT)
+    first.communicate()
+    assert first.returncode == 0
+    merge(recipe("slerp", *big_models), tmp_path / "undisturbed")
+    assert hashes(out) == hashes(tmp_path / "undisturbed")

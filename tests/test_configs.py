@@ -1,0 +1,127 @@
+"""The configs of configs/, run as people run them: against small models of 32 layers under the real names, on a local Hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cli.command import weft_process
+from cli.models import tensors, write_model
+from hub_server import HubServer
+from weft.ops.registry import methods
+from weft.planner.config import read_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SEEDS = ("dare-ties-mistral", "passthrough-mistral", "slerp-llama3-chinese", "slerp-mistral", "ties-mistral")
+FLAGS = ("--copy-tokenizer", "--allow-crimes", "--out-shard-size", "1B", "--lazy-unpickle", "--trust-remote-code")
+NAMES = (
+    "mistralai/Mistral-7B-v0.1",
+    "samir-fama/SamirGPT-v1",
+    "abacusai/Slerp-CM-mist-dpo",
+    "EmbeddedLLM/Mistral-7B-Merge-14-v0.2",
+    "OpenPipe/mistral-ft-optimized-1218",
+    "mlabonne/NeuralHermes-2.5-Mistral-7B",
+    "cognitivecomputations/dolphin-2.9-llama3-8b",
+    "shenzhi-wang/Llama3-8B-Chinese-Chat",
+)
+PADDING = torch.ones(1024, 1024, dtype=torch.bfloat16)
+"""A tensor of 2 MiB: so large that a plan which fetched weights would show."""
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """All the models that the configs name."""
+    root = tmp_path_factory.mktemp("hub")
+    for seed, name in enumerate(NAMES):
+        content = tensors(layers=32, hidden=16, vocabulary=64, seed=seed) | {"model.padding.weight": PADDING}
+        write_model(root / name, content, shards=1 + seed % 2, config={"model_type": "mistral", "vocab_size": 64})
+    with HubServer({name: root / name for name in NAMES}) as server:
+        yield server
+
+
+def test_every_method_has_a_config() -> None:
+    used = {read_config(path).merge.merge_method for path in CONFIGS.glob("*.yaml")}
+    assert used >= {"linear", "slerp", "passthrough", "task_arithmetic", "ties", "dare_linear", "dare_ties"}
+    assert used <= set(methods())
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "demo"))
+def test_a_plan_fetches_kilobytes(name: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = len(hub.requests)
+    outcome = weft_process("plan", CONFIGS / f"{name}.yaml", "out", "--json", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"))
+    assert outcome.code == 0, outcome.err
+    fetched: dict[str, int] = {}
+    for request in hub.requests[before:]:
+        fetched[request.path] = fetched.get(request.path, 0) + request.sent
+    weights = {path: sent for path, sent in fetched.items() if path.endswith(".safetensors")}
+    about = json.loads(outcome.out)
+    assert len(weights) >= len(about["models"])
+    assert max(weights.values()) <= 256 << 10, "the header and what was read ahead with it"
+    assert about["bytes_to_download"] > PADDING.nbytes * len(about["models"])
+    config = read_config(CONFIGS / f"{name}.yaml").merge
+    assert about["method"] == config.merge_method
+    for model in about["models"]:
+        assert re.fullmatch("[0-9a-f]{40}", model["commit"])
+        assert any(model["commit"] in path for path in weights), "fetched by the commit to which the plan is pinned"
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_people_run_it_as_it_is(name: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    config = CONFIGS / f"{name}.yaml"
+
+    outcome = weft_process("run", config, "out", *FLAGS, **settings)
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"^done in ", outcome.out, re.MULTILINE)
+    result = load_file("out/model.safetensors")
+    layers = 40 if name.startswith("passthrough") else 32
+    assert set(result) == set(tensors(layers=layers)) | {"model.padding.weight"}
+    about = json.loads(Path("out/config.json").read_text())
+    assert (about["num_hidden_layers"], about["vocab_size"]) == (layers, 64)
+    wanted = read_config(config).merge.dtype
+    assert about["torch_dtype"] == wanted
+    assert {str(tensor.dtype) for tensor in result.values()} == {f"torch.{wanted}"}
+    assert Path("out/tokenizer.json").read_text() == '{"version": "1.0"}'
+    expected(name, result)
+
+    requests = len(hub.requests)
+    offline = weft_process("plan", config, "out", "--json", HF_HUB_OFFLINE="1", **settings)
+    assert offline.code == 0, offline.err
+    about = json.loads(offline.out)
+    assert (about["bytes_to_download"], about["out"]) == (0, "complete")
+    if name == "slerp-llama3-chinese":
+        again = weft_process("run", config, "again", "--quiet", HF_HUB_OFFLINE="1", **settings)
+        assert (again.code, again.err) == (0, "")
+        assert Path("again/model.safetensors").read_bytes() == Path("out/model.safetensors").read_bytes()
+    assert len(hub.requests) == requests
+
+
+def expected(name: str, result: dict[str, torch.Tensor]) -> None:
+    """A look at the values, where they are easily told."""
+    models = {model: tensors(layers=32, hidden=16, vocabulary=64, seed=seed) for seed, model in enumerate(NAMES)}
+    openpipe, hermes = models["OpenPipe/mistral-ft-optimized-1218"], models["mlabonne/NeuralHermes-2.5-Mistral-7B"]
+    q, up = "model.layers.{}.self_attn.q_proj.weight", "model.layers.{}.mlp.up_proj.weight"
+    if name == "passthrough-mistral":
+        for out, (model, layer) in {0: (openpipe, 0), 31: (openpipe, 31), 32: (hermes, 24), 39: (hermes, 31)}.items():
+            assert torch.equal(result[q.format(out)], model[q.format(layer)])
+    elif name == "slerp-mistral":
+        assert torch.equal(result[q.format(0)], openpipe[q.format(0)]) and torch.equal(result[q.format(31)], hermes[q.format(31)])
+        assert torch.equal(result[up.format(0)], hermes[up.format(0)]) and torch.equal(
+            result[up.format(31)], openpipe[up.format(31)]
+        )
+    elif name == "slerp-llama3-chinese":
+        chinese = models["shenzhi-wang/Llama3-8B-Chinese-Chat"]
+        assert torch.equal(result[q.format(0)], chinese[q.format(0)])
+    else:
+        base = models["mistralai/Mistral-7B-v0.1"][q.format(5)].to(result[q.format(5)].dtype)
+        kept = (result[q.format(5)] == base).float().mean().item()
+        assert 0.02 < kept < 0.45, "where no model had a difference left, the base's value stands"

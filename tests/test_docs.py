@@ -1,0 +1,136 @@
+"""What the documentation says, tried: its configs load, its links lead somewhere, its commands exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cli.command import weft
+from weft.errors import ConfigError
+from weft.ops.registry import methods
+from weft.planner.config import MergeConfig, load_config
+from weft.planner.parameters import check_parameters
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+FIRST_METHODS = ("linear", "slerp", "passthrough", "task_arithmetic", "ties", "dare_linear", "dare_ties")
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that headings get on a Git host."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+YAML = [(page, text) for page in PAGES for text in blocks(page, "yaml")]
+
+
+@pytest.mark.parametrize(("page", "text"), YAML, ids=[f"{name(page)}-{i}" for i, (page, _) in enumerate(YAML)])
+def test_configs_load(page: Path, text: str) -> None:
+    value = yaml.safe_load(text)
+    assert isinstance(value, dict)
+    if set(value) <= set(MergeConfig.model_fields):
+        if "merge_method" not in value:
+            text += "merge_method: ties\nbase_model: org/base\n"
+        config = load_config(text)
+        check_parameters(config, methods()[config.merge.merge_method], methods())
+    else:  # parameters alone
+        body = "".join(f"  {line}\n" for line in text.splitlines())
+        config = load_config(f"models: [{{model: a}}]\nmerge_method: linear\nparameters:\n{body}")
+        assert set(config.merge.parameters or {}) == set(value)
+
+
+def test_there_are_configs_to_load() -> None:
+    pages = [name(page) for page, _ in YAML]
+    assert pages.count("docs/config.md") >= 8 and pages.count("README.md") >= 1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), f"{name(page)}: {target}"
+        if anchor:
+            assert anchor in anchors(found), f"{name(page)}: {target}"
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of each `weft ...` that is quoted, without what is said about it."""
+    text = page.read_text()
+    lines = [line for block in blocks(page, "[a-z]*") for line in block.splitlines()]
+    for line in [*lines, *re.findall(r"`(weft [^`]+)`", text.replace("\n", " "))]:
+        words = shlex.split(line, comments=True) if line.lstrip().startswith("weft ") else []
+        if words:
+            yield words[1 : words.index(">") if ">" in words else None]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_exist(page: Path) -> None:
+    for words in commands(page):
+        if words[0].startswith("-"):
+            assert words[0] in ("--help", "--version"), words
+            continue
+        assert f"Usage: weft {words[0]}" in weft(words[0], "--help").out, words
+        for option in (word for word in words if word.startswith("-")):
+            # A value is read where one is wanted; the help ends the command before anything else is looked at.
+            outcome = weft(words[0], "--no-such-option", option) if option == "" else weft(words[0], option, "1", "--help")
+            assert "No such option" not in outcome.err, words
+
+
+def test_commands_that_do_not_exist_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("`weft frobnicate x`\n\n```\nweft run a b --frobnicate 3 # why not\n```\n")
+    assert list(commands(page)) == [["run", "a", "b", "--frobnicate", "3"], ["frobnicate", "x"]]
+    assert weft("frobnicate", "--help").out == ""
+    assert "No such option" in weft("run", "--frobnicate", "1", "--help").err
+
+
+@pytest.mark.parametrize("method", FIRST_METHODS)
+def test_parameters_are_documented_as_they_are(method: str) -> None:
+    text = (ROOT / "docs" / "config.md").read_text()
+    sections = {title: body for title, body in re.findall(r"^### (.+?)\n(.*?)(?=^##)", text, re.DOTALL | re.MULTILINE)}
+    body = next(body for title, body in sections.items() if method in title.split(" and "))
+    documented = {row[0]: row[1:] for row in re.findall(r"^\| `(\w+)` \| (\w*) \| (.*?) \| ", body, re.MULTILINE)}
+    declared = methods()[method].parameters
+    assert set(documented) == {parameter.name for parameter in declared if not parameter.inert} | (
+        set(documented) & {"int8_mask"}
+    )
+    for parameter in declared:
+        if not parameter.inert:
+            default = (
+                "required" if parameter.required else "none" if parameter.default is None else str(parameter.default).lower()
+            )
+            scope = "model" if parameter.scope == "model" else "merge"
+            assert documented[parameter.name] == (scope, re.sub(r"\.0$", "", default))
+
+
+def test_keys_are_documented_as_they_are() -> None:
+    text = (ROOT / "docs" / "config.md").read_text()
+    table = text.split("## Keys")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(MergeConfig.model_fields)
+
+
+def test_what_is_refused_is_documented() -> None:
+    refused = (ROOT / "docs" / "config.md").read_text().split("## What this version refuses")[1]
+    for key in ("tokenizer_source", "tokenizer", "chat_template", "experts"):
+        assert f"`{key}`" in refused
+        with pytest.raises(ConfigError, match="not supported by this version"):
+            load_config(f"{key}: x\n")
