@@ -92,7 +92,9 @@ def _tensors(plan: Plan) -> Table:
         settings = [*(f"{k} {v:g}" for k, v in recipe.arguments.shared.items())]
         for i, model in enumerate(recipe.arguments.models):
             settings += [f"{k}[{i}] {v:g}" for k, v in model.items()]
-        inputs = ", ".join(f"{t.file.model}:{t.name}" if t.name != recipe.name else t.file.model for t in recipe.inputs)
+        inputs = ", ".join(
+            dict.fromkeys(t.file.model if t.name == recipe.name else f"{t.file.model}:{t.name}" for t in recipe.leaves())
+        )
         table.add_row(
             escape(recipe.name),
             "×".join(map(str, recipe.shape)),

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..ops.declare import BLOCK, Kernel, Statistic
+from ..ops.declare import Kernel, Statistic
 from .journal import Facts
 from .workspace import Workspace
 
@@ -103,8 +103,8 @@ def examine(kernel: Kernel, view: torch.Tensor, low: int, high: int, is_base: bo
     if not view.is_floating_point():
         return facts
     space.arrange(1, kernel)
-    for begin in range(low, high, BLOCK):
-        piece = view[begin : min(begin + BLOCK, high)]
+    for begin in range(low, high, kernel.block):
+        piece = view[begin : min(begin + kernel.block, high)]
         rows = space.load([piece], 0, len(piece), None)
         facts += Facts(0, 0, *_nonfinite(rows[0], piece))
     return facts

@@ -9,12 +9,13 @@ and is admitted when the schedule says that its place in the pool is free. Bookk
 
 from __future__ import annotations
 
+import math
 import queue
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import networkx as nx
 import torch
@@ -26,10 +27,9 @@ from ..planner.plan import Plan
 from ..planner.schedule import Buffer, Schedule, Step
 from .compute import Fold, Tile, examine, gather, part_ranges, transform
 from .events import BytesRead, MemoryHeld, Observer, TensorDurable, TensorWritten
-from .journal import Facts, Journal, Record
+from .journal import Facts, Record
 from .pool import TORCH_DTYPES, Pool
 from .reader import Reader
-from .shard_writer import ShardWriter
 from .system import write_error
 from .threads import Crew
 from .workspace import Workspace
@@ -77,6 +77,23 @@ class _Durable:
     records: tuple[Record, ...]
 
 
+class Sink(Protocol):
+    """Where tensors' bytes go."""
+
+    def write(self, shard: int, offset: int, data: memoryview) -> None:
+        """Take bytes of a shard; called from several threads."""
+
+    def sync(self, shards: set[int]) -> None:
+        """Return when everything written to these shards is durable."""
+
+
+class Ledger(Protocol):
+    """Where durable tensors are recorded."""
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Record tensors; returns when that is durable."""
+
+
 class Executor:
     """Runs one schedule of a plan. Create, `run`, and `close` whatever happens; after an error, what was durable stays so."""
 
@@ -86,8 +103,8 @@ class Executor:
         graph: nx.DiGraph[int],
         schedule: Schedule,
         paths: Mapping[tuple[str, str], Path],
-        writer: ShardWriter,
-        journal: Journal,
+        writer: Sink,
+        journal: Ledger,
         observer: Observer,
     ) -> None:
         self.plan, self.graph, self.schedule = plan, graph, schedule
@@ -231,9 +248,9 @@ class Executor:
         return part
 
     def _map_part(self, compute: Compute, number: int, tensor: _TensorState) -> Callable[[int, int], Any]:
-        recipe, kernel = self.plan.recipes[compute.recipe], self.plan.kernels[compute.recipe]
+        recipe, kernel = self.plan.all_recipes[compute.recipe], self.plan.kernels[compute.recipe]
         tile, statistics = self._tile(number), tuple(tensor.statistics)
-        if copies_bytes(recipe, kernel):
+        if copies_bytes(recipe, kernel) and self.schedule.steps[number].saves:
             return lambda low, high: lambda space: examine(kernel, tile.views[0], low, high, recipe.base_input == 0, space)
         output = self.schedule.steps[number].output
         offset = output.offset if output is not None else 0
@@ -313,11 +330,16 @@ class Executor:
         """The inputs of a step, in the order of the recipe."""
         step, compute = self.schedule.steps[number], self._task(number)
         offsets = {buffer.task: buffer.offset for buffer in (*step.loads, *step.resident)}
-        views = []
+        views: list[torch.Tensor] = []
         for load in self.graph.nodes[step.compute]["inputs"]:
-            task: Load = self.graph.nodes[load]["task"]
-            views.append(self.pool.tensor(offsets[load], task.tensor.dtype, compute.count))
-        cast = self.plan.recipes[compute.recipe].cast
+            task: Load | Compute = self.graph.nodes[load]["task"]
+            if isinstance(task, Load):
+                whole = len(views) in self.plan.kernels[compute.recipe].whole
+                count = math.prod(task.tensor.shape) if whole else compute.count
+                views.append(self.pool.tensor(offsets[load], task.tensor.dtype, count))
+            else:
+                views.append(self.pool.tensor(offsets[load], self.plan.all_recipes[task.recipe].dtype, compute.count))
+        cast = self.plan.all_recipes[compute.recipe].cast
         return Tile(views, compute.start, TORCH_DTYPES[cast] if cast else None)
 
     # Jobs of the other threads.
@@ -325,7 +347,7 @@ class Executor:
     def _read(self, job: tuple[int, Buffer], thread: int) -> object:
         number, buffer = job
         task: Load = self.graph.nodes[buffer.task]["task"]
-        self.reader.read(task, self.pool.bytes(buffer.offset, task.nbytes))
+        self.reader.read(task, self.pool.bytes(buffer.offset, buffer.nbytes))
         return "loaded", number, task.nbytes
 
     def _compute(self, job: _PartJob, thread: int) -> object:

@@ -52,6 +52,8 @@ def write_companions(plan: Plan, folder: OutputFolder, records: Mapping[str, Rec
     folder.write("config.json", _json(plan.model_config))
     for name in plan.side_files:
         folder.write(name, plan.base.checkpoint.store.read(name))
+    for name, data in plan.written_files.items():
+        folder.write(name, data)
     folder.write("README.md", model_card(plan).encode())
     folder.write(MANIFEST, _json(_manifest(plan, records, summary)))
 
@@ -82,11 +84,11 @@ def _manifest(plan: Plan, records: Mapping[str, Record], summary: Summary) -> di
         "device": plan.options.budget.device,
         "inputs": [
             {
-                "model": str(model.reference),
-                "commit": model.checkpoint.store.commit,
-                "files": {file.name: {"size": file.size, "identity": file.identity} for file in model.checkpoint.files},
+                "model": label,
+                "commit": store.commit,
+                "files": {f.name: {"size": f.size, "identity": f.identity} for f in plan.files() if f.model == label},
             }
-            for model in plan.models
+            for label, store in plan.stores.items()
         ],
         "shards": {shard.name: shard.size for shard in plan.shards},
         "totals": {
@@ -131,5 +133,6 @@ def _yaml_list(key: str, items: Sequence[str]) -> list[str]:
 
 def _link(model: Model) -> str:
     """A model's name; of a folder only the last part, since the path before it means nothing to a reader."""
-    name = model.reference.model.path
-    return f"[{name}](https://huggingface.co/{name})" if model.checkpoint.store.commit else Path(name).name
+    name, adapter = model.reference.model.path, model.reference.adapter
+    link = f"[{name}](https://huggingface.co/{name})" if model.checkpoint.store.commit else Path(name).name
+    return f"{link} with the adapter {Path(adapter.path).name}" if adapter else link

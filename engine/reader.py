@@ -36,7 +36,9 @@ class Reader:
         """Fill `target` with a load's bytes. Raises CheckpointError naming the file."""
         file = task.tensor.file
         try:
-            read_into(self._files[(file.model, file.name)], task.offset, target, drop=task.last)
+            for segment in task.segments:
+                place = target[segment.place : segment.place + segment.nbytes]
+                read_into(self._files[(file.model, file.name)], segment.offset, place, drop=task.last)
         except EOFError as error:
             raise CheckpointError(
                 f"{file.model}/{file.name}: {error} while tensor '{task.tensor.name}' was read: fetch it again"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 
 from ..errors import CheckpointError, Interrupted
 from ..planner.plan import Plan, remaining
+from ..planner.store import Store
 from .device import peak_device_memory, reset_device_memory
 from .events import Observer, RunFinished, RunStarted, Summary, ignore
 from .executor import Executor
@@ -47,7 +48,7 @@ def run(plan: Plan, out: Path, observer: Observer = ignore, *, quiet: bool = Tru
 def _run_locked(plan: Plan, folder: OutputFolder, observer: Observer, quiet: bool) -> Summary:
     begin = time.monotonic()
     _check_space(plan, folder)
-    paths = _fetch(plan, quiet)
+    paths = fetch(plan, quiet)
     reopen_shards(folder, plan.shards)
     journal = Journal(folder.journal)
     try:
@@ -92,23 +93,27 @@ def _check_space(plan: Plan, folder: OutputFolder) -> None:
     check_disk(folder.root, max(plan.bytes_written - present, 0) + sum(plan.side_files.values()) + SLACK)
 
 
-def _fetch(plan: Plan, quiet: bool) -> dict[tuple[str, str], Path]:
+def fetch(plan: Plan, quiet: bool) -> dict[tuple[str, str], Path]:
     """Download what is not here yet, at the pinned commits; every input file's path."""
+    wanted: dict[str, list[str]] = {}
+    for file in plan.files():
+        wanted.setdefault(file.model, []).append(file.name)
+    for label, names in wanted.items():
+        _download(plan.stores[label], names, quiet)
+    _download(plan.base.checkpoint.store, list(plan.side_files), quiet)
     paths = {}
-    for model in plan.models:
-        store = model.checkpoint.store
-        names = [file.name for file in model.checkpoint.files]
-        if model is plan.base:
-            names += list(plan.side_files)
-        missing = [name for name in names if store.path(name) is None]
-        if missing:
-            store.download(missing, quiet=quiet)
-        for file in model.checkpoint.files:
-            path = store.path(file.name)
-            if path is None:
-                raise CheckpointError(f"{file.model}/{file.name}: could not be fetched")
-            paths[(file.model, file.name)] = path
+    for file in plan.files():
+        path = plan.stores[file.model].path(file.name)
+        if path is None:
+            raise CheckpointError(f"{file.model}/{file.name}: could not be fetched")
+        paths[(file.model, file.name)] = path
     return paths
+
+
+def _download(store: Store, names: Sequence[str], quiet: bool) -> None:
+    missing = [name for name in names if store.path(name) is None]
+    if missing:
+        store.download(missing, quiet=quiet)
 
 
 class _Memory:

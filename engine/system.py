@@ -201,6 +201,6 @@ def check_disk(folder: Path, needed: int) -> None:
 
 def write_error(error: OSError, name: str) -> WeftError:
     """What to tell of an error while file or folder `name` was written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return DiskError(f"{name}: the disk is full; free some space and give the same command again to continue", 0)
     return OutputError(f"{name}: {error.strerror or error}; give the same command again to continue")

@@ -50,10 +50,17 @@ class Workspace:
         return self._rows[-1, : self.length]
 
     def load(self, views: list[torch.Tensor], low: int, high: int, cast: torch.dtype | None) -> list[torch.Tensor]:
-        """Elements `low` to `high` of each input, as float32 in this worker's rows; rounded to `cast` first, if that is given."""
+        """Elements `low` to `high` of each input, as float32 in this worker's rows; rounded to `cast` first, if that is given.
+
+        Inputs that the kernel wants whole are given as they are.
+        """
         self.length = high - low
+        whole = self._kernel.whole if self._kernel is not None else ()
         rows = [self._rows[i, : self.length] for i in range(len(views))]
-        for row, view in zip(rows, views, strict=True):
+        for i, (row, view) in enumerate(zip(rows, views, strict=True)):
+            if i in whole:
+                rows[i] = view.to(self.device)
+                continue
             row.copy_(self._here(view[low:high]))
             if cast is not None and view.dtype != cast:
                 rounded = self.spare().view(cast)[: self.length]

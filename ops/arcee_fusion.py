@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 FLOOR = 1e-8
 """Added to probabilities, so that their logarithms are finite."""
 
+LEAST = 1e-20
+"""The divergence of a row where rounding says that it is below 0, which none is."""
+
 _IMPORTANCE, _SPARE = 0, 1
 """Scratch rows."""
 
@@ -25,13 +28,14 @@ def _importance(base: Tensor, other: Tensor, width: int, scratch: Scratch) -> Te
 
     The divergence is in float32, as in the method's own implementation: it is so small that its rounding, some percent of it,
     decides which elements stand at the threshold, and results are compared with that implementation's. Where rounding makes it
-    negative it counts as 0, which keeps importances in the order of their magnitudes.
+    negative it is next to nothing, which keeps importances in the order of their magnitudes.
     """
     import torch
 
     p = torch.softmax(other.view(-1, width), 1).add_(FLOOR)
     q = torch.softmax(base.view(-1, width), 1).add_(FLOOR)
-    divergence = torch.div(p, q, out=q).log_().mul_(p).sum(1, keepdim=True).clamp_min_(0.0)
+    divergence = torch.div(p, q, out=q).log_().mul_(p).sum(1, keepdim=True)
+    divergence.masked_fill_(divergence < 0.0, LEAST)
     importance = torch.sub(other, base, out=scratch.row(_IMPORTANCE)).abs_()
     importance.view(-1, width).mul_(divergence)
     return importance

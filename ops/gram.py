@@ -71,7 +71,7 @@ class Gram:
 
     def finish(self, total: Matrix, earlier: Sequence[Any]) -> Matrix | Sequence[float]:
         """The sum itself, or the coefficients."""
-        return self.coefficients(total) if self.coefficients else total
+        return self.coefficients(total) if self.coefficients and total else total
 
 
 @dataclass(frozen=True, slots=True)

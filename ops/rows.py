@@ -6,6 +6,7 @@ other models have. Rows that nobody filled are listed as exceptions and never re
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def _fill(layout: RowLayout, x: Sequence[Tensor], start: int, width: int) -> Ten
 
 def rows_kernel(shape: tuple[int, ...], layout: RowLayout) -> Kernel:
     """The kernel that fills an embedding of `shape`."""
-    width = shape[-1]
+    width = math.prod(shape[1:])
     padded = layout.real < shape[0]
 
     def fill(x: Sequence[Tensor], start: int, scratch: Scratch, statistics: Sequence[Any]) -> Tensor:
@@ -80,6 +81,4 @@ def rows_kernel(shape: tuple[int, ...], layout: RowLayout) -> Kernel:
             rows[max(layout.real - start // width, 0) :] = statistics[0]
         return x[0]
 
-    return Kernel(
-        fill, statistics=(_MeanRow(layout, width),) if padded else (), state_bytes=16 * width, block=row_block(width)
-    )
+    return Kernel(fill, statistics=(_MeanRow(layout, width),) if padded else (), state_bytes=16 * width, block=row_block(width))

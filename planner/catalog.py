@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 from .headers import FileHeader, safetensors_header
@@ -26,6 +26,10 @@ _SIDE = re.compile(r"\.(json|jinja|txt|model|tiktoken|vocab|yaml|spm)$", re.IGNO
 _LFS = b"version https://git-lfs"
 _LFS_SIZE = 1024
 """What stands in place of a file that git alone has fetched, and the bytes it has at most."""
+
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class Checkpoint:
     label: str
     store: Store
     config: Mapping[str, Any]
-    tensors: Mapping[str, InputTensor]
+    tensors: Mapping[str, InputTensor | Recipe]
     files: tuple[WeightFile, ...]
     side_files: Mapping[str, int]
 

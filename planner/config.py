@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
@@ -112,10 +112,11 @@ class MergeConfig(_Body):
 
 
 class LoadedConfig:
-    """A config with its text and line numbers; `error` points into the text."""
+    """A config with its text and line numbers; `error` points into the text. `stages` are the other documents, by name."""
 
     def __init__(self, merge: MergeConfig, document: Document, text: str) -> None:
         self.merge, self.document, self.text = merge, document, text
+        self.stages: Mapping[str, LoadedConfig] = {}
 
     def error(self, path: Path, message: str) -> ConfigError:
         """An error at key `path`."""
@@ -148,10 +149,11 @@ def load_config(text: str, source: str = "config") -> LoadedConfig:
     documents = parse(text, source)
     if not documents:
         raise ConfigError(f"{source}: the config is empty")
-    if len(documents) > 1:
-        line = documents[1].line(())
-        raise ConfigError(f"{source}, line {line}: a second document: merges in several stages are not supported by this version")
-    document = documents[0]
+    loaded = [_load(document, text) for document in documents]
+    return loaded[0] if len(loaded) == 1 else _with_stages(loaded)
+
+
+def _load(document: Document, text: str) -> LoadedConfig:
     if not isinstance(document.value, Mapping):
         raise document.error((), f"a config is a map with the key 'merge_method', not {type(document.value).__name__}")
     for key, what in _LATER.items():
@@ -161,6 +163,41 @@ def load_config(text: str, source: str = "config") -> LoadedConfig:
         return LoadedConfig(MergeConfig.model_validate(document.value), document, text)
     except ValidationError as error:
         raise _explain(error, document) from None
+
+
+def _with_stages(loaded: list[LoadedConfig]) -> LoadedConfig:
+    """The document that no other uses, with the others as its stages."""
+    stages: dict[str, LoadedConfig] = {}
+    for config in loaded:
+        name = config.merge.name
+        if name in stages:
+            raise config.error(("name",), f"two documents have the name '{name}'")
+        if name is not None:
+            stages[name] = config
+    used = {path for config in loaded for path in _model_paths(config.document.value)}
+    results = [config for config in loaded if config.merge.name not in used]
+    if not results:
+        raise loaded[0].error(("name",), "the stages go in a circle: every document is used by another one")
+    if len(results) > 1:
+        raise results[0].error(
+            (),
+            f"{len(results)} documents are used by no other, and only one can be the result: use this one, or remove it",
+        )
+    results[0].stages = {name: config for name, config in stages.items() if config is not results[0]}
+    return results[0]
+
+
+def _model_paths(value: Any) -> Iterator[str]:
+    """Every model that a document names, without revision and adapter."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key in ("model", "base_model", "path") and isinstance(item, str):
+                yield item.split("+")[0].split("@")[0]
+            else:
+                yield from _model_paths(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _model_paths(item)
 
 
 _EXPECTED = {

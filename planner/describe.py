@@ -22,7 +22,8 @@ def describe(plan: Plan) -> dict[str, Any]:
     kinds = {"load": 0, "compute": 0, "save": 0}
     for _, data in plan.graph.nodes(data=True):
         kinds[data["kind"]] += 1
-    read = plan.bytes_read()
+    read, fetched = plan.bytes_read(), downloads(plan)
+    layers = {model.checkpoint.store.label: model.layout.main.count for model in plan.models if model.layout.main}
     budget = plan.options.budget
     return {
         "version": DESCRIPTION_VERSION,
@@ -34,13 +35,13 @@ def describe(plan: Plan) -> dict[str, Any]:
         "seed": plan.options.seed,
         "models": [
             {
-                "model": str(model.reference),
-                "commit": model.checkpoint.store.commit,
-                "layers": model.layout.main.count if model.layout.main else 0,
-                "bytes_read": read[model.checkpoint.label],
-                "bytes_to_download": downloads(plan)[model.checkpoint.label],
+                "model": label,
+                "commit": store.commit,
+                "layers": layers.get(label, 0),
+                "bytes_read": read[label],
+                "bytes_to_download": fetched[label],
             }
-            for model in plan.models
+            for label, store in plan.stores.items()
         ],
         "tensors": len(plan.recipes),
         "parameters": plan.parameters,
@@ -48,9 +49,9 @@ def describe(plan: Plan) -> dict[str, Any]:
         "tiled_tensors": len({t.recipe for t in _tasks(plan) if isinstance(t, Compute) and t.tiles > 1}),
         "bytes_read": sum(read.values()),
         "bytes_written": plan.bytes_written,
-        "bytes_to_download": sum(downloads(plan).values()),
+        "bytes_to_download": sum(fetched.values()),
         "shards": [{"name": shard.name, "bytes": shard.size, "tensors": len(shard.recipes)} for shard in plan.shards],
-        "side_files": dict(plan.side_files),
+        "side_files": dict(plan.side_files) | {name: len(data) for name, data in plan.written_files.items()},
         "ram": {"budget": budget.ram, "predicted_peak": plan.predicted_ram, "pool": plan.schedule.arena},
         "vram": {"budget": budget.vram, "predicted_peak": plan.predicted_vram},
         "peak_tensor": peak_tensor(plan),
@@ -62,14 +63,14 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 
 def downloads(plan: Plan) -> dict[str, int]:
-    """Bytes that a run would download, by model."""
-    found = {}
-    for model in plan.models:
-        store = model.checkpoint.store
-        names = {file.name: file.size for file in model.checkpoint.files}
-        if model is plan.base:
-            names |= plan.side_files
-        found[model.checkpoint.label] = sum(size for name, size in names.items() if store.path(name) is None)
+    """Bytes that a run would download, by model and adapter."""
+    found = dict.fromkeys(plan.stores, 0)
+    for file in plan.files():
+        if plan.stores[file.model].path(file.name) is None:
+            found[file.model] += file.size
+    base = plan.base.checkpoint.store
+    if base.label in found:
+        found[base.label] += sum(size for name, size in plan.side_files.items() if base.path(name) is None)
     return found
 
 
@@ -78,7 +79,7 @@ def peak_tensor(plan: Plan) -> str | None:
     if plan.schedule.peak is None:
         return None
     task: Compute = plan.graph.nodes[plan.schedule.peak]["task"]
-    return plan.recipes[task.recipe].name
+    return plan.all_recipes[task.recipe].name
 
 
 def write_graph(plan: Plan, path: Path) -> None:
@@ -120,10 +121,10 @@ def _label(plan: Plan, task: Load | Compute | Save) -> tuple[str, Mapping[str, s
             return f"{tensor.file.model} {tensor.name}", {
                 "tensor": tensor.name,
                 "file": f"{tensor.file.model}/{tensor.file.name}",
-                "offset": task.offset,
+                "offset": task.segments[0].offset if task.segments else 0,
             }
         case Compute():
-            recipe = plan.recipes[task.recipe]
+            recipe = plan.all_recipes[task.recipe]
             what = "map" if task.maps else f"pass {task.passes[0]}"
             method = recipe.method or "copy"
             return f"{method} {what} {recipe.name}", {

@@ -21,6 +21,6 @@ def estimate_seconds(plan: Plan) -> float:
     read = sum(plan.bytes_read().values()) / READ_RATE
     write = plan.bytes_written / WRITE_RATE
     work = 0.0
-    for recipe, kernel in zip(plan.recipes, plan.kernels, strict=True):
+    for recipe, kernel in zip(plan.all_recipes, plan.kernels, strict=True):
         work += recipe.arguments.size * len(recipe.inputs) * (MAP_COST + STATISTIC_COST * len(kernel.statistics))
     return START_UP + max(read, write, work / plan.options.budget.workers)

@@ -7,7 +7,7 @@ config.json say which runs of numbers are layers; what stands outside them comes
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,13 @@ def input_embedding(names: Iterable[str]) -> str | None:
     """The name of the input embedding, if there is just one that could be it."""
     found = [name for name in names if _INPUT_EMBEDDINGS.search(name)]
     return found[0] if len(found) == 1 else None
+
+
+def stands_for(name: str, names: Collection[str]) -> str | None:
+    """The tensor that holds `name`'s values: itself, or for a tied output projection without one the input embedding."""
+    if name in names:
+        return name
+    return input_embedding(names) if is_output_embedding(name) else None
 
 
 def find_layout(label: str, config: Mapping[str, Any], names: Iterable[str]) -> Layout:

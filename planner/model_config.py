@@ -21,9 +21,10 @@ def merged_config(base: Mapping[str, Any], dtype: str | None, layers: Sequence[L
     if dtype is not None:
         _set_dtype(config, dtype, top=True)
     if layers is not None:
-        part = next((s for s in main_settings(config) if any(key in s for key in LAYER_COUNTS)), config)
-        assert isinstance(part, dict)
-        _set_layers(part, layers)
+        counted = [part for part in main_settings(config) if any(key in part for key in LAYER_COUNTS)]
+        for part in counted or [config]:
+            assert isinstance(part, dict)
+            _set_layers(part, layers)
     return config
 
 
@@ -39,9 +40,10 @@ def _set_dtype(config: dict[str, Any], dtype: str, *, top: bool = False) -> None
 
 
 def _set_layers(part: dict[str, Any], layers: Sequence[LayerSource]) -> None:
-    key = next((key for key in LAYER_COUNTS if key in part), LAYER_COUNTS[0])
-    old = part.get(key)
-    part[key] = len(layers)
+    keys = [key for key in LAYER_COUNTS if key in part] or [LAYER_COUNTS[0]]
+    old = part.get(keys[0])
+    for key in keys:
+        part[key] = len(layers)
     for name, value in list(part.items()):
         # A list as long as there were layers, such as layer_types, says something about each of them.
         if isinstance(value, list) and len(value) == old and _PER_LAYER.search(name):

@@ -5,31 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import networkx as nx
 
-from ..errors import BudgetError, nearest
-from ..ops.declare import Arguments, Kernel, Method
-from ..ops.registry import methods
-from .catalog import Checkpoint, WeightFile, open_checkpoint
+from ..errors import BudgetError
+from ..ops.declare import Kernel, Method
+from .catalog import WeightFile
+from .compile import Merge, compile_merge
 from .config import LoadedConfig
-from .document import Path
-from .dtypes import ITEM_SIZES, TO_CONFIG
 from .graph import Load, build_graph
-from .layout import find_layout
-from .locate import locate
+from .kernels import kernel_of
 from .memory import PIPELINE, Budget, Division, divide
-from .model_config import LayerSource, merged_config
-from .parameters import check_parameters
-from .recipe import Recipe, RecipeMaker
-from .reference import ModelReference
+from .models import Models
+from .recipe import Recipe
 from .schedule import Schedule, schedule
 from .shards import OutputPlace, Shard, lay_out
 from .sizes import format_size
-from .sources import Model, Part, parts
+from .sources import Model
+from .stages import as_checkpoint
+from .store import Store
 
 DEFAULT_SHARD = 5 * 10**9
 PLAN_VERSION = 1
@@ -49,14 +47,20 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """A compiled merge."""
+    """A compiled merge.
+
+    `recipes` are the output tensors' in order, `inner` those of inputs that are computed in memory; tasks number them in this
+    order, and `kernels` has one for each. `stores` has the models and adapters that are read, by name.
+    """
 
     config: LoadedConfig
     options: Options
     method: Method
     models: tuple[Model, ...]
     base: Model
+    stores: Mapping[str, Store]
     recipes: tuple[Recipe, ...]
+    inner: tuple[Recipe, ...]
     kernels: tuple[Kernel, ...]
     graph: nx.DiGraph[int]
     schedule: Schedule
@@ -65,9 +69,15 @@ class Plan:
     places: tuple[OutputPlace, ...]
     model_config: Mapping[str, Any]
     side_files: Mapping[str, int]
+    written_files: Mapping[str, bytes]
     layers: int
     notes: tuple[str, ...]
     digest: str
+
+    @cached_property
+    def all_recipes(self) -> tuple[Recipe, ...]:
+        """Outputs' and computed inputs' recipes, as tasks number them."""
+        return (*self.recipes, *self.inner)
 
     @property
     def predicted_ram(self) -> int:
@@ -90,8 +100,8 @@ class Plan:
         return sum(recipe.arguments.size for recipe in self.recipes)
 
     def bytes_read(self) -> dict[str, int]:
-        """Bytes read from each model, by its name."""
-        read = {model.checkpoint.label: 0 for model in self.models}
+        """Bytes read from each model and adapter, by its name."""
+        read = dict.fromkeys(self.stores, 0)
         graph = self.graph
         for step in self.schedule.steps:
             for buffer in step.loads:
@@ -101,7 +111,7 @@ class Plan:
 
     def files(self) -> tuple[WeightFile, ...]:
         """The weight files that are read, each once."""
-        return tuple(dict.fromkeys(tensor.file for recipe in self.recipes for tensor in recipe.inputs))
+        return tuple(dict.fromkeys(tensor.file for recipe in self.recipes for tensor in recipe.leaves()))
 
 
 def make_plan(config: LoadedConfig, options: Options) -> Plan:
@@ -109,85 +119,80 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
 
     Raises ConfigError and CheckpointError for what cannot be merged, BudgetError where the budget is too small.
     """
-    known = methods()
-    merge = config.merge
-    method = known.get(merge.merge_method)
-    if method is None:
-        raise config.error(("merge_method",), f"there is no method '{merge.merge_method}'{nearest(merge.merge_method, known)}")
-    notes = check_parameters(config, method, known)
-    lookup = _Models(options.commits)
-    compiled = parts(config, method, lambda reference, path: lookup.get(config, reference, path))
-    base = lookup.get(config, merge.base_model, ("base_model",)) if merge.base_model else compiled[0].runs[0].sources[0].model
-    made = RecipeMaker(config, method, base.checkpoint.label, options.seed).make(compiled)
-    recipes = made.recipes
-    kernels = tuple(kernel_of(recipe) for recipe in recipes)
-    division = divide(options.budget, kernels, [len(recipe.inputs) for recipe in recipes])
-    graph, order = _schedule(recipes, kernels, range(len(recipes)), options.budget, division)
+
+    def compile_stage(stage: LoadedConfig) -> Any:
+        return as_checkpoint(stage.merge.name or "", compile_merge(stage, models, options.seed))
+
+    models = Models(options.commits, config.stages, compile_stage)
+    merge: Merge = compile_merge(config, models, options.seed)
+    recipes = merge.recipes
+    inner = _inner(recipes)
+    kernels = tuple(kernel_of(recipe) for recipe in (*recipes, *inner))
+    division = divide(options.budget, kernels, [len(recipe.inputs) for recipe in (*recipes, *inner)])
+    graph, order = _schedule(recipes, inner, kernels, range(len(recipes)), options.budget, division)
     shards, places = lay_out(recipes, options.shard_size)
-    layers = _layers(compiled)
-    custom = sorted(name for name in base.checkpoint.store.sizes() if name.endswith(".py"))
+    notes = [*models.notes, *merge.notes]
+    custom = sorted(name for name in merge.base.checkpoint.store.sizes() if name.endswith(".py"))
     if custom:
-        notes.append(f"{base.reference} brings code of its own ({', '.join(custom)}), which is neither run nor copied")
+        notes.append(f"{merge.base.reference} brings code of its own ({', '.join(custom)}), which is neither run nor copied")
+    copied = {name: size for name, size in merge.base.checkpoint.side_files.items() if name not in merge.written_files}
     return Plan(
         config=config,
         options=options,
-        method=method,
-        models=lookup.all(),
-        base=base,
+        method=merge.method,
+        models=models.read_from(),
+        base=merge.base,
+        stores=models.stores,
         recipes=recipes,
+        inner=inner,
         kernels=kernels,
         graph=graph,
         schedule=order,
         division=division,
         shards=shards,
         places=places,
-        model_config=merged_config(base.checkpoint.config, _dtype(recipes), layers if _renumbered(config) else None),
-        side_files=_side_files(base.checkpoint, options),
-        layers=len(layers),
-        notes=(*notes, *made.notes),
-        digest=_digest(recipes, shards),
+        model_config=merge.model_config,
+        side_files=_wanted(copied, options),
+        written_files=merge.written_files,
+        layers=merge.layers,
+        notes=tuple(notes),
+        digest=_digest(recipes, shards, merge.written_files),
     )
-
-
-def kernel_of(recipe: Recipe) -> Kernel:
-    """The kernel of a recipe; one without a method is a copy."""
-    if recipe.method is None:
-        return methods()["passthrough"].kernel(Arguments(recipe.shape, ({},)))
-    return methods()[recipe.method].kernel(recipe.arguments)
-
-
-class _Models:
-    """Opens each model once."""
-
-    def __init__(self, commits: Mapping[str, str]) -> None:
-        self.commits = commits
-        self.opened: dict[ModelReference, Model] = {}
-
-    def get(self, config: LoadedConfig, reference: ModelReference, path: Path) -> Model:
-        if reference.adapter is not None:
-            raise config.error(path, f"{reference}: adapters are not supported by this version of weft")
-        if reference not in self.opened:
-            checkpoint = open_checkpoint(locate(reference, self.commits.get(str(reference))))
-            layout = find_layout(checkpoint.label, checkpoint.config, checkpoint.tensors)
-            self.opened[reference] = Model(reference, checkpoint, layout)
-        return self.opened[reference]
-
-    def all(self) -> tuple[Model, ...]:
-        return tuple(self.opened.values())
 
 
 def remaining(plan: Plan, numbers: Sequence[int]) -> tuple[nx.DiGraph[int], Schedule]:
     """The graph and schedule of some of a plan's recipes only: of what is not on the disk yet."""
     if len(numbers) == len(plan.recipes):
         return plan.graph, plan.schedule
-    return _schedule(plan.recipes, plan.kernels, numbers, plan.options.budget, plan.division)
+    return _schedule(plan.recipes, plan.inner, plan.kernels, numbers, plan.options.budget, plan.division)
+
+
+def _inner(recipes: Iterable[Recipe]) -> tuple[Recipe, ...]:
+    """All computed inputs, each once, inputs before what uses them."""
+    found: dict[str, Recipe] = {}
+
+    def visit(recipe: Recipe) -> None:
+        for source in recipe.inputs:
+            if isinstance(source, Recipe) and source.digest not in found:
+                visit(source)
+                found[source.digest] = source
+
+    for recipe in recipes:
+        visit(recipe)
+    return tuple(found.values())
 
 
 def _schedule(
-    recipes: Sequence[Recipe], kernels: Sequence[Kernel], numbers: Sequence[int], budget: Budget, division: Division
+    recipes: Sequence[Recipe],
+    inner: Sequence[Recipe],
+    kernels: Sequence[Kernel],
+    numbers: Sequence[int],
+    budget: Budget,
+    division: Division,
 ) -> tuple[nx.DiGraph[int], Schedule]:
+    number_of = {recipe.digest: len(recipes) + i for i, recipe in enumerate(inner)}
     try:
-        graph = build_graph(recipes, kernels, numbers, max(division.pool, 0))
+        graph = build_graph([*recipes, *inner], kernels, numbers, max(division.pool, 0), number_of)
         return graph, schedule(graph, max(division.pool, 0), PIPELINE)
     except BudgetError as error:
         needed = error.needed + division.fixed
@@ -199,44 +204,22 @@ def _schedule(
         ) from None
 
 
-def _layers(compiled: Sequence[Part]) -> list[LayerSource]:
-    """For each output layer of the first part, the model and layer whose config describes it."""
-    layers: list[LayerSource] = []
-    for run in compiled[0].runs:
-        source = run.sources[run.base or 0]
-        layers.extend((source.model.checkpoint.config, source.first + j) for j in range(run.layers))
-    return layers
+def _wanted(side_files: Mapping[str, int], options: Options) -> dict[str, int]:
+    """The side files to copy: all, or all but the tokenizer's."""
+
+    def tokenizer(name: str) -> bool:
+        return any(part in name.lower() for part in _TOKENIZER) or name.endswith((".model", ".tiktoken"))
+
+    return {name: size for name, size in side_files.items() if options.copy_tokenizer or not tokenizer(name)}
 
 
-def _renumbered(config: LoadedConfig) -> bool:
-    """Whether the output's layers may differ from the base model's."""
-    merge = config.merge
-    return merge.slices is not None
-
-
-def _dtype(recipes: Sequence[Recipe]) -> str | None:
-    """The config name of the element type that most of the result has."""
-    sizes: dict[str, int] = {}
-    for recipe in recipes:
-        sizes[recipe.dtype] = sizes.get(recipe.dtype, 0) + ITEM_SIZES[recipe.dtype] * recipe.arguments.size
-    most = max(sizes, key=lambda dtype: sizes[dtype], default=None)
-    return TO_CONFIG.get(most) if most else None
-
-
-def _side_files(checkpoint: Checkpoint, options: Options) -> dict[str, int]:
-    return {
-        name: size
-        for name, size in checkpoint.side_files.items()
-        if options.copy_tokenizer
-        or (not any(part in name.lower() for part in _TOKENIZER) and not name.endswith((".model", ".tiktoken")))
-    }
-
-
-def _digest(recipes: Sequence[Recipe], shards: Sequence[Shard]) -> str:
-    """Of everything that decides the shards' bytes; budget, workers and order are no part of it."""
+def _digest(recipes: Sequence[Recipe], shards: Sequence[Shard], written: Mapping[str, bytes]) -> str:
+    """Of everything that decides the shards' bytes and the files made anew; budget, workers and order are no part of it."""
     total = hashlib.sha256(json.dumps([PLAN_VERSION, [(shard.name, shard.size) for shard in shards]]).encode())
     for recipe in recipes:
         total.update(f"{recipe.name}\0{recipe.digest}\n".encode())
+    for name, data in sorted(written.items()):
+        total.update(f"{name}\0{hashlib.sha256(data).hexdigest()}\n".encode())
     return total.hexdigest()[:32]
 
 

@@ -4,16 +4,66 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, ConfigError
 from ..ops.declare import Arguments, BaseRole, Method, MethodError, Parameter
+from ..ops.rows import RowLayout
 from .catalog import InputTensor
 from .config import LoadedConfig
-from .dtypes import FROM_CONFIG, MERGED
-from .layout import Place, Stack, input_embedding, is_output_embedding
+from .dtypes import FROM_CONFIG, ITEM_SIZES, MERGED
+from .layout import Place, Stack, input_embedding, is_output_embedding, stands_for
 from .sources import Level, Part, Run, SourceUse
+
+if TYPE_CHECKING:
+    from .embedding import RowMover
+
+
+@dataclass(frozen=True, slots=True)
+class RowRun:
+    """`count` rows of an embedding that move together: from row `first_old` on to row `first_new` on."""
+
+    first_new: int
+    first_old: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class MappedRows:
+    """Rows of an input tensor at other places; where no run puts one, there is nothing that may be read.
+
+    `shape` is that of the whole; `runs` are sorted by `first_new` and do not overlap.
+    """
+
+    tensor: InputTensor
+    shape: tuple[int, ...]
+    runs: tuple[RowRun, ...]
+
+    @property
+    def name(self) -> str:
+        """The input tensor's name."""
+        return self.tensor.name
+
+    @property
+    def dtype(self) -> str:
+        """The input tensor's dtype."""
+        return self.tensor.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return ITEM_SIZES[self.dtype] * math.prod(self.shape[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankUpdate:
+    """An adapter's change of one tensor: inputs W, A, B become W + scale·B·A, or W + scale·(B·A)ᵀ if `transposed`."""
+
+    scale: float
+    transposed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +80,24 @@ class Recipe:
     dtype: str
     shape: tuple[int, ...]
     method: str | None
-    inputs: tuple[InputTensor, ...]
+    inputs: tuple[Source, ...]
     arguments: Arguments
     cast: str | None
     base_input: int | None
     digest: str
+    special: RowLayout | LowRankUpdate | None = None
+
+    def leaves(self) -> Iterator[InputTensor]:
+        """Every tensor that is read for this one, also for inputs that are computed themselves."""
+        for source in self.inputs:
+            if isinstance(source, Recipe):
+                yield from source.leaves()
+            else:
+                yield source.tensor if isinstance(source, MappedRows) else source
+
+
+Source = InputTensor | MappedRows | Recipe
+"""An input: a tensor of a checkpoint, rows of one at other places, or a result that is computed in memory only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +105,7 @@ class Use:
     """One source's tensor, and the source it comes from."""
 
     source: SourceUse
-    tensor: InputTensor
+    tensor: Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +123,8 @@ Local = Callable[[SourceUse], str]
 class RecipeMaker:
     """Makes the recipes of a config's parts; holds what is the same for all of them."""
 
-    def __init__(self, config: LoadedConfig, method: Method, base_label: str, seed: int) -> None:
-        self.config, self.method, self.base_label, self.seed = config, method, base_label, seed
+    def __init__(self, config: LoadedConfig, method: Method, base_label: str, seed: int, mover: RowMover | None = None) -> None:
+        self.config, self.method, self.base_label, self.seed, self.mover = config, method, base_label, seed, mover
         self.notes: dict[str, list[str]] = {}
 
     def make(self, parts: Sequence[Part]) -> Recipes:
@@ -127,20 +190,16 @@ class RecipeMaker:
             uses = [Use(source, tensor) for source in run.sources if (tensor := self._find(source, local(source)))]
             yield self._recipe(name, run, uses, depth, local)
 
-    def _find(self, source: SourceUse, name: str) -> InputTensor | None:
+    def _find(self, source: SourceUse, name: str) -> Source | None:
         """A source's tensor; a tied output projection that has no tensor of its own is its input embedding."""
-        tensors = source.model.checkpoint.tensors
-        tensor = tensors.get(name)
-        if (
-            tensor is None
-            and is_output_embedding(name)
-            and source.model.checkpoint.config.get("tie_word_embeddings") is not False
-        ):
-            embedding = input_embedding(tensors)
-            tensor = tensors[embedding] if embedding else None
-            if tensor is not None:
-                self._note(f"are read from the input embedding of {source.model.reference}, to which they are tied", name)
-        return tensor
+        checkpoint = source.model.checkpoint
+        found = stands_for(name, checkpoint.tensors)
+        if found is None or (found != name and checkpoint.config.get("tie_word_embeddings") is False):
+            return None
+        if found != name:
+            self._note(f"are read from the input embedding of {source.model.reference}, to which they are tied", name)
+        tensor = checkpoint.tensors[found]
+        return self.mover.move(name, checkpoint, tensor) if self.mover else tensor
 
     def _recipe(self, name: str, run: Run, uses: list[Use], depth: float, local: Local) -> Recipe:
         self._check_missing(name, run, uses, local)
@@ -207,7 +266,7 @@ class RecipeMaker:
                 len(a.shape) == 2 and a.shape[1:] == b.shape[1:] and (is_output_embedding(name) or input_embedding([name]))
             )
             hint = (
-                "their vocabularies differ; that takes the setting tokenizer_source, which this version does not have yet"
+                "their vocabularies differ: set 'tokenizer_source: union' (or base, or a model) to bring their tokens together"
                 if vocabulary
                 else "only models of one architecture and size can be merged; shapes are never broadcast"
             )
@@ -299,22 +358,56 @@ def _at_zero(name: str, stack: Stack) -> str | None:
     return f"{head}0.{rest}" if name.startswith(head) and number.isdigit() else None
 
 
-def _cast(dtype: str | None, inputs: Sequence[InputTensor]) -> str | None:
+def _cast(dtype: str | None, inputs: Sequence[Source]) -> str | None:
     """The 16-bit type to which inputs must be rounded; widening changes nothing."""
     return dtype if dtype in ("F16", "BF16") and any(tensor.dtype != dtype for tensor in inputs) else None
 
 
-def _digest(method: str, version: int, dtype: str, cast: str | None, inputs: Sequence[InputTensor], arguments: Arguments) -> str:
+def _digest(
+    method: str,
+    version: int,
+    dtype: str,
+    cast: str | None,
+    inputs: Sequence[Source],
+    arguments: Arguments,
+    special: object = None,
+) -> str:
     made_of: Mapping[str, object] = {
         "method": method,
         "version": version,
         "dtype": dtype,
         "cast": cast,
         "shape": arguments.shape,
-        "inputs": [(t.file.identity, t.name, t.dtype, t.offset) for t in inputs],
+        "inputs": [_identity(source) for source in inputs],
         "models": [sorted(m.items()) for m in arguments.models],
         "shared": sorted(arguments.shared.items()),
         "base": arguments.base,
         "stream": arguments.stream,
+        "special": repr(special) if special is not None else None,
     }
     return hashlib.sha256(json.dumps(made_of, separators=(",", ":")).encode()).hexdigest()[:32]
+
+
+def _identity(source: Source) -> object:
+    """What makes an input: its own digest, or the bytes of a file."""
+    if isinstance(source, Recipe):
+        return source.digest
+    if isinstance(source, MappedRows):
+        return [_identity(source.tensor), [(run.first_new, run.first_old, run.count) for run in source.runs]]
+    return source.file.identity, source.name, source.dtype, source.offset
+
+
+def rows_recipe(name: str, inputs: Sequence[MappedRows], layout: RowLayout) -> Recipe:
+    """An embedding laid out by another vocabulary: `inputs` as `ops/rows` wants them."""
+    first = inputs[0]
+    arguments = Arguments(first.shape, ({},) * len(inputs))
+    digest = _digest("rows", 1, first.dtype, None, inputs, arguments, layout)
+    return Recipe(name, first.dtype, first.shape, None, tuple(inputs), arguments, None, None, digest, layout)
+
+
+def low_rank_recipe(weight: InputTensor | Recipe, a: InputTensor, b: InputTensor, update: LowRankUpdate) -> Recipe:
+    """A tensor with an adapter applied, in the tensor's own dtype."""
+    arguments = Arguments(weight.shape, ({}, {}, {}))
+    inputs = (weight, a, b)
+    digest = _digest("lora", 1, weight.dtype, None, inputs, arguments, update)
+    return Recipe(weight.name, weight.dtype, weight.shape, None, inputs, arguments, None, None, digest, update)

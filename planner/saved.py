@@ -48,7 +48,7 @@ def save_plan(plan: Plan, path: Path) -> None:
             "seed": options.seed,
             "copy_tokenizer": options.copy_tokenizer,
         },
-        "commits": {str(m.reference): m.checkpoint.store.commit for m in plan.models if m.checkpoint.store.commit},
+        "commits": {label: store.commit for label, store in plan.stores.items() if store.commit},
         "inputs": {f"{file.model}/{file.name}": file.identity for file in plan.files()},
     }
     try:

@@ -82,13 +82,18 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """The graph in the terms of this module: per compute its loads, input computes, saves; per buffer its size and users."""
+    """The graph in the terms of this module: per compute its loads, input computes, saves; per buffer its size and users.
+
+    `before` and `behind` are the computes between which the order is fixed: inputs, and those whose saves follow each other.
+    """
 
     computes: tuple[int, ...]
     loads: Mapping[int, tuple[int, ...]]
     inputs: Mapping[int, tuple[int, ...]]
     outputs: Mapping[int, tuple[int, ...]]
     saves: Mapping[int, tuple[int, ...]]
+    before: Mapping[int, tuple[int, ...]]
+    behind: Mapping[int, tuple[int, ...]]
     size: Mapping[int, int]
     position: Mapping[int, int]
 
@@ -145,8 +150,10 @@ class _Segment:
 def schedule(graph: nx.DiGraph[int], capacity: int, pipeline: int = 0) -> Schedule:
     """Order the tasks of `graph` and place their buffers within `capacity` bytes.
 
-    Nodes carry `kind` (load, compute, save), `bytes` and `position`; names never matter. `pipeline` is how many bytes of ring are
-    useful beyond two of the largest steps. Raises BudgetError, whose `needed` bytes would do.
+    Nodes carry `kind` (load, compute, save), `bytes` and `position`; names never matter. An edge between two saves says that one
+    is written after the other: their steps come in this order, or the later one could hold the place for which the earlier one
+    waits. `pipeline` is how many bytes of ring are useful beyond two of the largest steps. Raises BudgetError, whose `needed`
+    bytes would do.
     """
     problem = _problem(graph)
     orders = list(_candidates(problem))
@@ -177,12 +184,23 @@ def _problem(graph: nx.DiGraph[int]) -> _Problem:
     def near(nodes: Iterable[int], wanted: str) -> tuple[int, ...]:
         return tuple(sorted((n for n in nodes if is_kind[n] == wanted), key=position.__getitem__))
 
+    inputs = {c: near(graph.predecessors(c), "compute") for c in computes}
+    outputs = {c: near(graph.successors(c), "compute") for c in computes}
+    saves = {c: near(graph.successors(c), "save") for c in computes}
+    before, behind = dict(inputs), dict(outputs)
+    made_by = {save: c for c in computes for save in saves[c]}
+    for save, compute in made_by.items():
+        for earlier in near(graph.predecessors(save), "save"):
+            before[compute] += (made_by[earlier],)
+            behind[made_by[earlier]] += (compute,)
     return _Problem(
         tuple(computes),
         {c: near(graph.predecessors(c), "load") for c in computes},
-        {c: near(graph.predecessors(c), "compute") for c in computes},
-        {c: near(graph.successors(c), "compute") for c in computes},
-        {c: near(graph.successors(c), "save") for c in computes},
+        inputs,
+        outputs,
+        saves,
+        before,
+        behind,
         {n: data["bytes"] for n, data in graph.nodes(data=True)},
         position,
     )
@@ -200,14 +218,14 @@ def _candidates(problem: _Problem) -> Iterator[tuple[int, ...]]:
 
 def _in_order(problem: _Problem, key: Mapping[int, tuple[int, ...]]) -> tuple[int, ...]:
     """A topological order that follows `key` wherever it may."""
-    waiting = {c: len(problem.inputs[c]) for c in problem.computes}
+    waiting = {c: len(problem.before[c]) for c in problem.computes}
     ready = [(key[c], c) for c in problem.computes if not waiting[c]]
     heapq.heapify(ready)
     order = []
     while ready:
         _, compute = heapq.heappop(ready)
         order.append(compute)
-        for following in problem.outputs[compute]:
+        for following in problem.behind[compute]:
             waiting[following] -= 1
             if not waiting[following]:
                 heapq.heappush(ready, (key[following], following))
@@ -260,7 +278,7 @@ def _append(profile: list[_Segment], segment: _Segment) -> None:
 def _greedy(problem: _Problem) -> tuple[int, ...]:
     """At each step the ready compute that leaves the least behind."""
     users = {c: len(problem.outputs[c]) for c in problem.computes}
-    waiting = {c: len(problem.inputs[c]) for c in problem.computes}
+    waiting = {c: len(problem.before[c]) for c in problem.computes}
 
     def growth(compute: int) -> int:
         freed = sum(problem.size[c] for c in problem.inputs[compute] if users[c] == 1)
@@ -278,7 +296,7 @@ def _greedy(problem: _Problem) -> tuple[int, ...]:
         order.append(compute)
         for source in problem.inputs[compute]:
             users[source] -= 1
-        for following in problem.outputs[compute]:
+        for following in problem.behind[compute]:
             waiting[following] -= 1
             if not waiting[following]:
                 heapq.heappush(ready, (growth(following), problem.position[following], following))

@@ -8,6 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+LARGEST = 1 << 62
+"""Whole numbers beyond this are no parameters."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
@@ -83,6 +86,8 @@ def _number(value: Any) -> float | bool:
             value = float(value)
     if not isinstance(value, int | float):
         raise ValueError(f"expected a number, a list of numbers or a list of conditions, not {value!r}")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError("the number is too large")
     if not math.isfinite(value):
         raise ValueError(f"{value} is not a finite number")
     return value

@@ -18,7 +18,7 @@ _UNITS = {
     "GI": 1 << 30,
     "TI": 1 << 40,
 }
-_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]I?|B)?B?", re.IGNORECASE)
+_SIZE = re.compile(r"(?P<number>\d{1,18}(\.\d{1,18})?)\s*(?P<unit>[KMGT]I?|B)?B?", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:

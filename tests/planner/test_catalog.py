@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from cli.models import INDEX, SHARDS, write_model
 from weft.errors import CheckpointError
-from weft.planner.catalog import PICKLE_INDEX, is_side_file, open_checkpoint
+from weft.planner.catalog import PICKLE_INDEX, InputTensor, is_side_file, open_checkpoint
 from weft.planner.store import Folder
 
 
@@ -67,7 +67,8 @@ def index(**weight_map: object) -> bytes:
 
 def names(files: Mapping[str, bytes]) -> dict[str, str]:
     """The file of each tensor."""
-    return {name: tensor.file.name for name, tensor in open_checkpoint(Memory(JSON | dict(files))).tensors.items()}
+    tensors = open_checkpoint(Memory(JSON | dict(files))).tensors
+    return {name: tensor.file.name for name, tensor in tensors.items() if isinstance(tensor, InputTensor)}
 
 
 def message(files: Mapping[str, bytes]) -> str:
@@ -166,6 +167,7 @@ def test_a_header_is_all_that_is_needed_of_a_file() -> None:
     assert store.opened == ["config.json", "model.safetensors"]
     assert dict(checkpoint.side_files) == {"tokenizer.json": 2}
     tensor = checkpoint.tensors["b"]
+    assert isinstance(tensor, InputTensor)
     assert (tensor.dtype, tensor.shape, tensor.nbytes) == ("BF16", (2,), 4)
     assert ONE[tensor.offset : tensor.offset + 4] == b"\x80\x3f" * 2
 

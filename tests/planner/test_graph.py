@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from weft.errors import BudgetError
 from weft.ops.declare import BLOCK, PART, Arguments, Kernel
+from weft.planner import graph as under_test
 from weft.planner.catalog import InputTensor, WeightFile
 from weft.planner.dtypes import ITEM_SIZES
-from weft.planner.graph import PAGE, STREAM_TILE, Compute, Load, Save, build_graph, group_bytes, tile_elements
+from weft.planner.graph import PAGE, STREAM_TILE, Compute, Load, Save, Tree, build_graph
 from weft.planner.recipe import Recipe
 from weft.planner.schedule import Schedule, schedule
 
@@ -32,6 +33,22 @@ def recipe(*inputs: InputTensor, name: str = "w", dtype: str = "BF16") -> Recipe
 
 def kernel(statistics: int = 0, copies: bool = False, block: int = BLOCK) -> Kernel:
     return Kernel(FORGET, (FORGET,) * statistics, copies=copies, block=block)
+
+
+def alone(one: Recipe, how: Kernel) -> Tree:
+    return Tree((0,), (one,), (how,))
+
+
+def group_bytes(one: Recipe, how: Kernel, elements: int) -> int:
+    return under_test.tree_bytes(alone(one, how), elements)
+
+
+def tile_elements(one: Recipe, how: Kernel, capacity: int) -> int:
+    return under_test.tile_elements(alone(one, how), capacity)
+
+
+def read_by(one: Recipe) -> list[InputTensor]:
+    return list(one.leaves())
 
 
 def tasks(recipes: Sequence[Recipe], kernels: Sequence[Kernel], capacity: int, kind: type) -> list[Any]:
@@ -69,7 +86,8 @@ def test_a_larger_tensor_is_tiles_that_are_read_again_for_each_pass() -> None:
         for tile, (start, count) in enumerate(starts):
             assert computes[3 * wave + tile] == Compute(0, passes, passes == (), start, count, tile, 3)
     loads = tasks([one], [kernel(statistics=2)], capacity, Load)
-    assert [(load.offset, load.nbytes) for load in loads] == 3 * [(64 + 4 * start, 4 * count) for start, count in starts]
+    places = [(64 + 4 * start, 4 * count) for start, count in starts]
+    assert [(load.segments[0].offset, load.nbytes) for load in loads] == 3 * places
     assert [load.last for load in loads] == 6 * [False] + 3 * [True]
     assert [save.offset for save in tasks([one], [kernel(statistics=2)], capacity, Save)] == [4 * start for start, _ in starts]
 
@@ -86,7 +104,7 @@ def test_statistics_have_no_buffer_and_the_map_waits_for_the_last_of_them() -> N
         first: [],
         second: [first],
         third: [second],
-        fourth: sorted([second, third]),
+        fourth: [third],
         map0: [fourth],
         map1: [fourth],
     }
@@ -99,6 +117,13 @@ def test_a_copy_has_no_output_buffer_and_its_save_reads_the_load() -> None:
     assert [data["kind"] for _, data in graph.nodes(data=True)] == ["load", "compute", "save"]
     assert graph.nodes[1]["bytes"] == 0
     assert set(graph.predecessors(2)) == {0, 1}
+
+
+def test_tiles_are_saved_one_after_the_other() -> None:
+    one = recipe(tensor("a", 3 * PART))
+    graph = build_graph([one], [kernel()], [0], 2 * group_bytes(one, kernel(), PART))
+    saves = [node for node, data in graph.nodes(data=True) if data["kind"] == "save"]
+    assert [(a, b) for a, b in graph.edges if a in saves] == [(saves[0], saves[1]), (saves[1], saves[2])]
 
 
 def test_a_copy_into_another_type_has_an_output() -> None:
@@ -184,8 +209,8 @@ def test_what_a_budget_error_names_is_enough_for_all_tensors(many: list[tuple[Re
     read: dict[str, int] = {}
     for load in loads:
         read[load.tensor.file.model] = read.get(load.tensor.file.model, 0) + load.nbytes
-    assert sum(read.values()) <= sum(tensor.nbytes * (len(how.statistics) + 1) for one, how in many for tensor in one.inputs)
-    assert all(tensor.nbytes <= read[tensor.file.model] for one in recipes for tensor in one.inputs)
+    assert sum(read.values()) <= sum(tensor.nbytes * (len(how.statistics) + 1) for one, how in many for tensor in one.leaves())
+    assert all(tensor.nbytes <= read[tensor.file.model] for one in recipes for tensor in one.leaves())
 
 
 # Several tensors.
@@ -274,4 +299,4 @@ def test_tiles_always_come_in_order(which: list[tuple[int, int, Kernel]], capaci
         graph = build_graph(recipes, [how for _, _, how in which], range(len(which)), capacity)
     plan = schedule(graph, capacity)
     assert in_order(graph, plan)
-    assert plan.loaded >= sum(whole(t.nbytes) for t in {t for one in recipes for t in one.inputs})
+    assert plan.loaded >= sum(whole(t.nbytes) for t in {t for one in recipes for t in one.leaves()})

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from hub_server import HubServer
 from weft.errors import CheckpointError, DiskError
-from weft.planner.catalog import open_checkpoint
+from weft.planner.catalog import InputTensor, open_checkpoint
 from weft.planner.hub import HubRepository, _RemoteFile
 from weft.planner.locate import locate
 from weft.planner.reference import parse_reference
@@ -118,6 +118,7 @@ def test_header_of_a_bin_file_costs_kilobytes(tmp_path: Path, use: Use) -> None:
     raw = (folder / "pytorch_model.bin").read_bytes()
     for name, expected in (tensors(0) | tensors(1)).items():
         found = checkpoint.tensors[name]
+        assert isinstance(found, InputTensor)
         data = torch.frombuffer(bytearray(raw[found.offset : found.offset + found.nbytes]), dtype=expected.dtype)
         assert torch.equal(data.reshape(expected.shape), expected)
     assert 0 < hub.sent("pytorch_model.bin") <= 600 << 10

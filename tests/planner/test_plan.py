@@ -102,7 +102,7 @@ def test_layers_are_numbered_anew(slices: str, layers: list[int]) -> None:
         "merge_method: passthrough\n"
     )
     name = "model.layers.{}.mlp.up_proj.weight"
-    inputs = {recipe.name: recipe.inputs[0] for recipe in made.recipes}
+    inputs = {recipe.name: next(recipe.leaves()) for recipe in made.recipes}
     for out, layer in enumerate(layers):
         assert (inputs[name.format(out)].name, inputs[name.format(out)].file.model) == (name.format(layer), "a")
     last = inputs[name.format(len(layers))]
@@ -122,7 +122,7 @@ def test_integers_are_copied_from_the_base() -> None:
         write_model(Path(name), tensors() | {"model.position_ids": torch.arange(1 << 12)})
     made = plan(SLERP.replace("model: a", "model: c").replace("model: b", "model: d") + "dtype: float16\n")
     recipe = next(recipe for recipe in made.recipes if recipe.name == "model.position_ids")
-    assert (recipe.method, recipe.dtype, recipe.inputs[0].file.model) == (None, "I64", "c")
+    assert (recipe.method, recipe.dtype, next(recipe.leaves()).file.model) == (None, "I64", "c")
     assert any("are no floating-point numbers and are copied" in note for note in made.notes)
 
 

@@ -50,7 +50,7 @@ def weights(recipe: Recipe, name: str = "weight") -> list[float | None]:
 
 
 def sources(recipe: Recipe) -> list[tuple[str, str]]:
-    return [(tensor.file.model, tensor.name) for tensor in recipe.inputs]
+    return [(tensor.file.model, tensor.name) for tensor in recipe.leaves()]
 
 
 LINEAR = """
@@ -95,6 +95,22 @@ slices:
     assert Q.format(3) not in recipes
     assert sources(recipes[EMBEDDING]) == [("a", EMBEDDING)], "the first slice's source"
     assert sources(recipes[NORM]) == [("b", NORM)], "the last slice's source"
+
+
+def test_layers_of_different_kinds_keep_their_tensors(here: Path) -> None:
+    tensors = llama_tensors()
+    tensors["model.layers.1.mixer.weight"] = tensors.pop(Q.format(1))
+    for name in "ab":
+        replace(here / name, tensors)
+    recipes = made("""
+merge_method: passthrough
+slices:
+  - sources: [{model: a, layer_range: [1, 2]}]
+  - sources: [{model: b, layer_range: [0, 1]}]
+""")
+    assert sources(recipes["model.layers.0.mixer.weight"]) == [("a", "model.layers.1.mixer.weight")]
+    assert sources(recipes[Q.format(1)]) == [("b", Q.format(0))]
+    assert Q.format(0) not in recipes
 
 
 def test_a_base_model_that_is_not_listed_comes_last_and_has_no_parameters(here: Path) -> None:
@@ -238,6 +254,12 @@ def test_a_tied_head_is_read_from_the_embedding(here: Path) -> None:
     recipe = next(recipe for recipe in merge.recipes if recipe.name == HEAD)
     assert sources(recipe) == [("a", HEAD), ("b", EMBEDDING)]
     assert any("read from the input embedding of b" in note for note in merge.notes)
+
+
+def test_models_that_do_not_say_are_tied(here: Path) -> None:
+    """As transformers' own default has it."""
+    replace(here / "b", llama_tensors(head=False), {"num_hidden_layers": 2})
+    assert sources(made(LINEAR)[HEAD])[1] == ("b", EMBEDDING)
 
 
 def test_a_head_that_no_model_has_is_not_made(here: Path) -> None:

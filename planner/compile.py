@@ -1,0 +1,67 @@
+"""One config's merge: its method, the recipes of its output tensors, and what stands beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import nearest
+from ..ops.declare import Method
+from ..ops.registry import methods
+from .config import LoadedConfig
+from .dtypes import ITEM_SIZES, MERGED, TO_CONFIG
+from .model_config import LayerSource, merged_config
+from .models import Models
+from .parameters import check_parameters
+from .recipe import Recipe, RecipeMaker
+from .sources import Model, Part, parts
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """A compiled config. `written_files` are made anew instead of copied from the base model."""
+
+    method: Method
+    base: Model
+    recipes: tuple[Recipe, ...]
+    model_config: Mapping[str, Any]
+    written_files: Mapping[str, bytes]
+    layers: int
+    notes: tuple[str, ...]
+
+
+def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:
+    """Raises ConfigError and CheckpointError for what cannot be merged."""
+    known = methods()
+    merge = config.merge
+    method = known.get(merge.merge_method)
+    if method is None:
+        raise config.error(("merge_method",), f"there is no method '{merge.merge_method}'{nearest(merge.merge_method, known)}")
+    notes = check_parameters(config, method, known)
+    compiled = parts(config, method, lambda reference, path: models.get(config, reference, path))
+    first = compiled[0].runs[0].sources[0].model
+    base = models.get(config, merge.base_model, ("base_model",)) if merge.base_model else first
+    made = RecipeMaker(config, method, base.checkpoint.label, seed).make(compiled)
+    layers = _layers(compiled)
+    renumbered = merge.slices is not None
+    model_config = merged_config(base.checkpoint.config, _dtype(made.recipes), layers if renumbered else None)
+    return Merge(method, base, made.recipes, model_config, {}, len(layers), (*notes, *made.notes))
+
+
+def _layers(compiled: Sequence[Part]) -> list[LayerSource]:
+    """For each output layer of the first part, the model and layer whose config describes it."""
+    layers: list[LayerSource] = []
+    for run in compiled[0].runs:
+        source = run.sources[run.base or 0]
+        layers.extend((source.model.checkpoint.config, source.first + j) for j in range(run.layers))
+    return layers
+
+
+def _dtype(recipes: Sequence[Recipe]) -> str | None:
+    """The config name of the element type that most of the result has."""
+    sizes: dict[str, int] = {}
+    for recipe in (recipe for recipe in recipes if recipe.dtype in MERGED):
+        sizes[recipe.dtype] = sizes.get(recipe.dtype, 0) + ITEM_SIZES[recipe.dtype] * recipe.arguments.size
+    most = max(sizes, key=lambda dtype: sizes[dtype], default=None)
+    return TO_CONFIG.get(most) if most else None

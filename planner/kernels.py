@@ -1,0 +1,22 @@
+"""The kernel that computes a recipe."""
+
+from __future__ import annotations
+
+from ..ops.declare import Arguments, Kernel
+from ..ops.lora import lora_kernel
+from ..ops.registry import methods
+from ..ops.rows import RowLayout, rows_kernel
+from .recipe import LowRankUpdate, Recipe
+
+
+def kernel_of(recipe: Recipe) -> Kernel:
+    """The method's kernel; for what is no method its own; a recipe without either is a copy."""
+    match recipe.special:
+        case RowLayout():
+            return rows_kernel(recipe.shape, recipe.special)
+        case LowRankUpdate(scale, transposed):
+            _, a, b = recipe.inputs
+            return lora_kernel(recipe.shape, a.shape, b.shape, scale, transposed)
+    if recipe.method is None:
+        return methods()["passthrough"].kernel(Arguments(recipe.shape, ({},)))
+    return methods()[recipe.method].kernel(recipe.arguments)

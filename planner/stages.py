@@ -1,0 +1,58 @@
+"""The result of one stage as a model of the next: tensors that are computed in memory and never touch the disk."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from .catalog import Checkpoint, InputTensor
+from .compile import Merge
+from .graph import copies_bytes
+from .kernels import kernel_of
+from .recipe import Recipe
+from .store import Store
+
+
+@dataclass
+class _StageFiles:
+    """The base model's files, some of them made anew."""
+
+    label: str
+    base: Store
+    written: Mapping[str, bytes]
+    commit: str | None = None
+
+    def sizes(self) -> Mapping[str, int]:
+        return {**self.base.sizes(), **{name: len(data) for name, data in self.written.items()}}
+
+    def read(self, name: str) -> bytes:
+        return self.written[name] if name in self.written else self.base.read(name)
+
+    def open(self, name: str) -> BinaryIO:
+        return io.BytesIO(self.written[name]) if name in self.written else self.base.open(name)
+
+    def identity(self, name: str) -> str:
+        return self.base.identity(name)
+
+    def path(self, name: str) -> Path | None:
+        return self.base.path(name)
+
+    def download(self, names: Sequence[str], quiet: bool = False) -> None:
+        missing = [name for name in names if name not in self.written and self.base.path(name) is None]
+        if missing:
+            self.base.download(missing, quiet)
+
+
+def as_checkpoint(name: str, merge: Merge) -> Checkpoint:
+    """A stage's result under its name. A tensor that is only moved stays a tensor of the file it comes from."""
+    base = merge.base.checkpoint
+    tensors: dict[str, InputTensor | Recipe] = {}
+    for recipe in merge.recipes:
+        source = recipe.inputs[0]
+        moved = isinstance(source, InputTensor) and copies_bytes(recipe, kernel_of(recipe))
+        tensors[recipe.name] = replace(source, name=recipe.name) if moved and isinstance(source, InputTensor) else recipe
+    side = {**base.side_files, **{n: len(data) for n, data in merge.written_files.items()}}
+    return Checkpoint(name, _StageFiles(name, base.store, merge.written_files), merge.model_config, tensors, (), side)

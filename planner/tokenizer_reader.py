@@ -1,0 +1,169 @@
+"""A model's tokenizer as it is on disk: every token that has an embedding row, with its id.
+
+The ids are those that the tokenizers library gives when it loads the files, which are not always those written there: a token
+outside the model's vocabulary gets the next free id, whatever the file says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import CheckpointError
+from .catalog import Checkpoint
+from .layout import input_embedding, main_settings
+
+TOKENIZER, SETTINGS, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_KINDS = ("BPE", "WordPiece", "WordLevel", "Unigram")
+_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """`tokens`: token to id, in the order of ids, without those at or past the embedding's `rows`.
+
+    `ordinary` is the part that stands in the model's own vocabulary (special tokens may, too); `added` the definitions of the
+    tokens that are matched before any splitting. `document` is tokenizer.json, `settings` tokenizer_config.json.
+    """
+
+    label: str
+    rows: int
+    tokens: Mapping[str, int]
+    ordinary: Mapping[str, int]
+    added: Mapping[str, Mapping[str, Any]]
+    document: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+
+def read_tokenizers(checkpoints: Sequence[Checkpoint]) -> tuple[Tokenizer, ...]:
+    """Each model's tokenizer; equal ones are read once. Raises CheckpointError."""
+    known: dict[tuple[object, ...], Tokenizer] = {}
+    found = []
+    for checkpoint in checkpoints:
+        rows = embedding_rows(checkpoint)
+        files = {name: checkpoint.store.read(name) for name in (TOKENIZER, SETTINGS, ADDED) if name in checkpoint.side_files}
+        key = (rows, *((name, hashlib.blake2b(data).digest()) for name, data in files.items()))
+        if key not in known:
+            known[key] = _tokenizer(checkpoint, rows, files)
+        found.append(known[key])
+    return tuple(found)
+
+
+def embedding_rows(checkpoint: Checkpoint) -> int:
+    """How many rows the model's input embedding has. Raises CheckpointError where that is not clear."""
+    embeddings = [tensor for name, tensor in checkpoint.tensors.items() if input_embedding((name,)) and len(tensor.shape) == 2]
+    counts = {tensor.shape[0] for tensor in embeddings}
+    if len(counts) > 1:
+        sizes = {part["vocab_size"] for part in main_settings(checkpoint.config) if isinstance(part.get("vocab_size"), int)}
+        counts = counts & sizes or counts
+    if len(counts) != 1:
+        what = "has no input embedding that weft knows" if not counts else "has several input embeddings of different sizes"
+        raise CheckpointError(f"{checkpoint.label}: {what}, so its rows cannot follow another tokenizer")
+    return counts.pop()
+
+
+def _tokenizer(checkpoint: Checkpoint, rows: int, files: Mapping[str, bytes]) -> Tokenizer:
+    label = checkpoint.label
+    if TOKENIZER not in files:
+        has = "tokenizer.model" in checkpoint.side_files or any(name.endswith(".model") for name in checkpoint.side_files)
+        kind = "only a sentencepiece tokenizer" if has else "no tokenizer"
+        raise CheckpointError(
+            f"{label}: has {kind}, and merging vocabularies needs its tokenizer.json: convert with transformers' "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    document, settings, more = (read_map(label, name, files.get(name, b"{}")) for name in (TOKENIZER, SETTINGS, ADDED))
+    ordinary = _vocabulary(f"{label}/{TOKENIZER}", document)
+    ids = dict(ordinary)
+    added: dict[str, Mapping[str, Any]] = {}
+    free = len(ordinary)
+    for definition in _definitions(label, document, settings, more):
+        token = definition["content"]
+        if token in added:
+            continue
+        if token not in ids:
+            ids[token] = free
+            free += 1
+        free = max(free, ids[token] + 1)
+        added[token] = definition
+    present = {token: number for token, number in sorted(ids.items(), key=lambda item: item[1]) if number < rows}
+    return Tokenizer(
+        label,
+        rows,
+        present,
+        {token: number for token, number in ordinary.items() if token in present},
+        {token: definition for token, definition in added.items() if token in present},
+        document,
+        settings,
+    )
+
+
+def read_map(label: str, name: str, data: bytes) -> dict[str, Any]:
+    """A JSON file that holds a map. Raises CheckpointError."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{label}/{name}: not valid JSON; fetch it again") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{label}/{name}: not a map")
+    return value
+
+
+def _vocabulary(where: str, document: Mapping[str, Any]) -> dict[str, int]:
+    """The model's own vocabulary."""
+    model = document.get("model")
+    if not isinstance(model, dict):
+        raise CheckpointError(f"{where}: has no 'model'")
+    if kind_of(model) not in _KINDS:
+        raise CheckpointError(f"{where}: a tokenizer of type {model.get('type')!r} cannot be merged; known: {', '.join(_KINDS)}")
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, list):
+        if not all(isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) for item in vocabulary):
+            raise CheckpointError(f"{where}: its vocabulary is no list of pieces with scores")
+        vocabulary = {item[0]: number for number, item in enumerate(vocabulary)}
+    if not isinstance(vocabulary, dict) or not all(type(number) is int and number >= 0 for number in vocabulary.values()):
+        raise CheckpointError(f"{where}: its vocabulary is no map from tokens to ids")
+    return vocabulary
+
+
+def kind_of(model: Mapping[str, Any]) -> str | None:
+    """BPE, WordPiece, WordLevel or Unigram. Old files do not say it."""
+    if "type" in model:
+        kind = model["type"]
+        return kind if isinstance(kind, str) else None
+    if "merges" in model:
+        return "BPE"
+    if isinstance(model.get("vocab"), list):
+        return "Unigram"
+    return "WordPiece" if "continuing_subword_prefix" in model else "WordLevel"
+
+
+def _definitions(
+    label: str, document: Mapping[str, Any], settings: Mapping[str, Any], more: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Added tokens in the order in which loading the tokenizer adds them."""
+    own = document.get("added_tokens") or []
+    if not isinstance(own, list) or not all(isinstance(item, dict) for item in own):
+        raise CheckpointError(f"{label}/{TOKENIZER}: 'added_tokens' is no list of maps")
+    decoder = settings.get("added_tokens_decoder")
+    listed: list[tuple[int, dict[str, Any]]] = []
+    if isinstance(decoder, dict):
+        listed += [(int(i), item) for i, item in decoder.items() if isinstance(item, dict) and str(i).isdecimal()]
+    listed += [(number, {"content": token}) for token, number in more.items() if isinstance(number, int)]
+    listed.sort(key=lambda pair: pair[0])
+    special = [token_text(settings.get(name)) for name in SPECIAL]
+    items = [*own, *(item for _, item in listed), *({"content": token, "special": True} for token in special)]
+    for item in items:
+        content = item.get("content")
+        if isinstance(content, str) and content:
+            yield {"content": content} | {flag: bool(item.get(flag, default)) for flag, default in _FLAGS.items()}
+
+
+def token_text(value: object) -> str | None:
+    """A token that is written as text, or as a map with flags."""
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
