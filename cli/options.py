@@ -150,6 +150,9 @@ def compile_plan(config: str, wishes: Wishes) -> Plan:
     from ..planner.plan import make_plan
     from ..planner.saved import check_unchanged, load_saved_plan
 
+    if "+" in config and not Path(config).exists():
+        text = f"merge_method: passthrough\nmodels:\n- model: {config}\n"  # an adapter into its base, said in one word
+        return make_plan(load_config(text, config), choose_options(wishes, {}, {}))
     path = find_config(config)
     saved = load_saved_plan(path)
     if saved is None:

@@ -11,7 +11,7 @@ from . import options as o
 
 
 def plan(
-    config: Annotated[str, typer.Argument(help="A merge config (YAML), or a saved plan.")],
+    config: Annotated[str, typer.Argument(help="A merge config (YAML), a saved plan, or MODEL+ADAPTER.")],
     out: Annotated[Path | None, typer.Argument(help="The folder that `weft run` would write.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the plan for programs (docs/plan-json.md).")] = False,
     graph: Annotated[Path | None, typer.Option(help="Write the task graph: a .graphml or .dot file.", show_default=False)] = None,

@@ -57,7 +57,7 @@ def _rows(plan: Plan, out: Path | None) -> Iterator[tuple[str, str]]:
     shards = len(plan.shards)
     yield (
         "write",
-        f"{format_size(plan.bytes_written)} in {shards} file{'s' if shards > 1 else ''} and {len(plan.side_files)} side files",
+        f"{format_size(plan.bytes_written)} in {shards} file{'s' if shards > 1 else ''} and {len(plan.side_files) + len(plan.written_files)} side files",
     )
     peak = peak_tensor(plan)
     yield (

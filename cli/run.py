@@ -11,7 +11,7 @@ from . import options as o
 
 
 def run(
-    config: Annotated[str, typer.Argument(help="A merge config (YAML), or a plan saved by `weft plan --save`.")],
+    config: Annotated[str, typer.Argument(help="A merge config (YAML), a plan saved by `weft plan --save`, or MODEL+ADAPTER.")],
     out: Annotated[Path, typer.Argument(help="The folder for the result: new, empty, or one that this command began.")],
     ram: o.Ram = None,
     vram: o.Vram = None,

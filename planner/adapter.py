@@ -29,7 +29,7 @@ _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save(\.[^.]+)?\.(?P<rest>weight
 _WRAPPERS = {"model", "language_model", "text_model", "transformer", "gpt_neox", "backbone", "bert", "roberta"}
 """Parts of a module's path that depend on the class the model was loaded with (AutoModel or AutoModelForCausalLM) or its age."""
 
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "orthogonal", "mica")
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that take the adapter's start out of the base model's weights."""
 
 _REFUSED = {
@@ -74,8 +74,7 @@ class Adapter:
 def open_adapter(store: Store, base: Checkpoint) -> Adapter:
     """Read an adapter's config and header, and find the tensors of `base` that it changes.
 
-    Raises CheckpointError for what is no LoRA adapter, for a kind of LoRA that weft cannot apply, and for an adapter that does not
-    fit the base.
+    Raises CheckpointError for what is no LoRA adapter, for a kind of LoRA that weft cannot apply, and for one that does not fit.
     """
     config = _config(store)
     file, tensors = _tensors(store)
@@ -244,7 +243,8 @@ class _Match:
 
     def _refuse_both(self, name: str, first: str, second: str) -> None:
         raise CheckpointError(
-            f"{self.label}: '{first}' and '{second}' both change '{name}' of {self.base.label}; weft applies one change to a tensor"
+            f"{self.label}: '{first}' and '{second}' both change '{name}' of {self.base.label}; "
+            "weft applies one change to a tensor: merge the adapter with peft first"
         )
 
     def _check_known(self, parts: _Parts) -> None:

@@ -16,16 +16,18 @@ from .models import Models
 from .parameters import check_parameters
 from .recipe import Recipe, RecipeMaker
 from .sources import Model, Part, parts
+from .tokenization import plan_tokenization
 
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """A compiled config. `written_files` are made anew instead of copied from the base model."""
+    """A compiled config. `side_files` are copied from the base model, `written_files` made anew, also in place of those."""
 
     method: Method
     base: Model
     recipes: tuple[Recipe, ...]
     model_config: Mapping[str, Any]
+    side_files: Mapping[str, int]
     written_files: Mapping[str, bytes]
     layers: int
     notes: tuple[str, ...]
@@ -42,11 +44,22 @@ def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:
     compiled = parts(config, method, lambda reference, path: models.get(config, reference, path))
     first = compiled[0].runs[0].sources[0].model
     base = models.get(config, merge.base_model, ("base_model",)) if merge.base_model else first
-    made = RecipeMaker(config, method, base.checkpoint.label, seed).make(compiled)
+    used = [*(source.model for part in compiled for run in part.runs for source in run.sources), base]
+    tokens = plan_tokenization(config, list({model.reference: model for model in used}.values()), base)
+    made = RecipeMaker(config, method, base.checkpoint.label, seed, tokens.mover).make(compiled)
     layers = _layers(compiled)
     renumbered = merge.slices is not None
     model_config = merged_config(base.checkpoint.config, _dtype(made.recipes), layers if renumbered else None)
-    return Merge(method, base, made.recipes, model_config, {}, len(layers), (*notes, *made.notes))
+    return Merge(
+        method=method,
+        base=base,
+        recipes=made.recipes,
+        model_config=tokens.settings(model_config),
+        side_files={name: size for name, size in base.checkpoint.side_files.items() if not tokens.replaces(name)},
+        written_files=tokens.files,
+        layers=len(layers),
+        notes=(*notes, *made.notes),
+    )
 
 
 def _layers(compiled: Sequence[Part]) -> list[LayerSource]:

@@ -12,6 +12,7 @@ from ..errors import ConfigError, nearest
 from .document import MAX_BYTES, Document, Path, parse, short
 from .reference import ModelReference, parse_reference
 from .setting import Setting, parse_setting
+from .tokenizer_config import TokenConfig, TokenizerConfig, TokenizerSource
 
 _NUMBERS = {"anyOf": [{"type": "number"}, {"type": "boolean"}, {"type": "array", "items": {"type": ["number", "boolean"]}}]}
 _SETTING_SCHEMA = {
@@ -108,7 +109,16 @@ class MergeConfig(_Body):
     parameters: Parameters | None = None
     dtype: FloatType | None = None
     out_dtype: FloatType | None = None
+    tokenizer_source: TokenizerSource | None = None
+    tokenizer: TokenizerConfig | None = None
+    chat_template: str | None = None
     name: str | None = None
+
+    @model_validator(mode="after")
+    def _one_tokenizer(self) -> MergeConfig:
+        if self.tokenizer_source is not None and self.tokenizer is not None:
+            raise ValueError("give 'tokenizer_source' or 'tokenizer', not both")
+        return self
 
 
 class LoadedConfig:
@@ -124,9 +134,6 @@ class LoadedConfig:
 
 
 _LATER = {
-    "tokenizer_source": "merging vocabularies",
-    "tokenizer": "merging vocabularies",
-    "chat_template": "setting a chat template",
     "experts": "a mixture of experts",
 }
 
@@ -231,7 +238,14 @@ def _explain(error: ValidationError, document: Document) -> ConfigError:
 
 def _keys_at(path: Path) -> list[str]:
     """The valid keys of the map at `path`."""
-    inside: dict[str, type[BaseModel]] = {"models": InputModel, "slices": Slice, "sources": Source, "modules": Module}
+    inside: dict[str, type[BaseModel]] = {
+        "models": InputModel,
+        "slices": Slice,
+        "sources": Source,
+        "modules": Module,
+        "tokenizer": TokenizerConfig,
+        "tokens": TokenConfig,
+    }
     kind: type[BaseModel] = MergeConfig
     for step in path:
         kind = inside.get(str(step), kind)

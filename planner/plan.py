@@ -135,7 +135,7 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
     custom = sorted(name for name in merge.base.checkpoint.store.sizes() if name.endswith(".py"))
     if custom:
         notes.append(f"{merge.base.reference} brings code of its own ({', '.join(custom)}), which is neither run nor copied")
-    copied = {name: size for name, size in merge.base.checkpoint.side_files.items() if name not in merge.written_files}
+    copied = {name: size for name, size in merge.side_files.items() if name not in merge.written_files}
     return Plan(
         config=config,
         options=options,

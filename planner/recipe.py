@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, ConfigError
@@ -220,10 +220,12 @@ class RecipeMaker:
         arguments = self._arguments(name, run, uses, depth)
         inputs = tuple(use.tensor for use in uses)
         try:
-            self.method.kernel(arguments)
+            kernel = self.method.kernel(arguments)
         except MethodError as error:
             raise self.config.error(run.path, f"tensor '{name}': {error}") from None
         cast = _cast(FROM_CONFIG[merge.dtype] if merge.dtype else None, inputs)
+        if kernel.copies and isinstance(first, Recipe) and first.dtype == dtype:
+            return replace(first, name=name)  # what is computed is the result: nothing is left to do to it
         digest = _digest(self.method.name, self.method.version, dtype, cast, inputs, arguments)
         return Recipe(name, dtype, first.shape, self.method.name, inputs, arguments, cast, self._base_input(uses), digest)
 
@@ -410,4 +412,4 @@ def low_rank_recipe(weight: InputTensor | Recipe, a: InputTensor, b: InputTensor
     arguments = Arguments(weight.shape, ({}, {}, {}))
     inputs = (weight, a, b)
     digest = _digest("lora", 1, weight.dtype, None, inputs, arguments, update)
-    return Recipe(weight.name, weight.dtype, weight.shape, None, inputs, arguments, None, None, digest, update)
+    return Recipe(weight.name, weight.dtype, weight.shape, None, inputs, arguments, None, 0, digest, update)

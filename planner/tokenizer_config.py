@@ -45,7 +45,7 @@ def _parse_row(value: object) -> ModelReference | ModelToken | Zero:
     if not isinstance(value, dict) or "kind" not in value:
         return parse_reference(value)
     kind = value["kind"]
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"there is no kind {short(kind)}{nearest(str(kind), _KINDS)}")
     unknown = sorted(str(key) for key in set(value) - _KINDS[kind])
     if unknown:

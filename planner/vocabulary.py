@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import CheckpointError
 from .catalog import Checkpoint
 from .document import Path
 from .tokenizer_config import Override, Source, TokenizerError
@@ -44,7 +45,8 @@ class Run(NamedTuple):
 class RowPlan:
     """How one model's rows become `size` rows: `real` ones, and padding that is the mean of the real ones.
 
-    Every real row is in a run of `own` or a key of `others`. `old_rows` is how many rows the model has.
+    Every real row is in a run of `own`, if it is a single row of the model itself, or else a key of `others`. `old_rows` is how
+    many rows the model has.
     """
 
     own: tuple[Run, ...]
@@ -101,6 +103,8 @@ def plan_rows(
     """The same from tokenizers."""
     given = {token: _row(tokenizers, token, override) for token, override in overrides.items()}
     tokens = {token: number for number, token in enumerate(_new_tokens(tokenizers, base or 0, source, overrides))}
+    if not tokens:
+        raise CheckpointError(f"{tokenizers[template_of(base, source)].label}: no token of its tokenizer has an embedding row")
     size = -(-len(tokens) // multiple) * multiple
     ids = [_ids(tokenizer, tokens) for tokenizer in tokenizers]
     lacking = np.zeros(len(tokens), dtype=bool)
@@ -115,11 +119,12 @@ def plan_rows(
         have = tuple((model, old) for model, row in enumerate(ids) if (old := int(row[new])) >= 0)
         donors = given[token] if token in given else _donors(have, base)
         force = token in overrides and overrides[token].force
-        own = dict(have)
-        for model in range(len(tokenizers)):
-            if (force or model not in own) and donors != ((model, own.get(model)),):
-                others[model][new] = donors
-                ids[model][new] = -1
+        single = donors[0] if len(donors) == 1 else (-1, -1)
+        for model, row in enumerate(ids):
+            if force or row[new] < 0:
+                row[new] = single[1] if single[0] == model else -1
+                if row[new] < 0:
+                    others[model][new] = donors
     rows = tuple(
         RowPlan(tuple(_runs(row)), other, tokenizer.rows, len(tokens), size)
         for row, other, tokenizer in zip(ids, others, tokenizers, strict=True)

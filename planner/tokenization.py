@@ -1,0 +1,92 @@
+"""What a config's tokenizer keys ask for: rows moved, tokenizer files and token ids made anew, a chat template set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import CheckpointError, ConfigError
+from .catalog import Checkpoint
+from .chat_templates import choose_template
+from .config import LoadedConfig
+from .document import Path
+from .embedding import RowMover
+from .sources import Model
+from .token_ids import token_ids
+from .tokenizer_config import TokenizerConfig, TokenizerError, resolve_overrides, resolve_source
+from .tokenizer_files import is_tokenizer_file, tokenizer_files, with_chat_template
+from .vocabulary import plan_vocabulary
+
+GENERATION = "generation_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenization:
+    """`files` are written instead of what `replaces` names among the base model's; `settings` puts config.json right."""
+
+    mover: RowMover | None
+    files: Mapping[str, bytes]
+    replaces: Callable[[str], bool]
+    settings: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+def plan_tokenization(config: LoadedConfig, models: Sequence[Model], base: Model) -> Tokenization:
+    """Raises ConfigError and CheckpointError for tokenizers that cannot be brought together.
+
+    `models` are the inputs in the order of the config, the base model among them.
+    """
+    merge = config.merge
+    checkpoints = [model.checkpoint for model in models]
+    template = _chat_template(config, checkpoints)
+    if merge.tokenizer_source is None and merge.tokenizer is None:
+        return _only_template(base.checkpoint, template)
+    wanted = merge.tokenizer or TokenizerConfig(source=merge.tokenizer_source or "union")
+    place = [model.reference for model in models].index(base.reference)
+    named_base = place if merge.base_model is not None else None
+    references = [model.reference for model in models]
+    try:
+        source = resolve_source(wanted.source, references, _source_path(config))
+        overrides = resolve_overrides(wanted.tokens, references)
+        vocabulary = plan_vocabulary(checkpoints, named_base, source, overrides, wanted.pad_to_multiple_of)
+    except TokenizerError as error:
+        raise config.error(error.path, str(error)) from None
+    files = tokenizer_files(checkpoints, named_base, vocabulary, source, template)
+    ids = token_ids(checkpoints, named_base, vocabulary, source)
+    if GENERATION in base.checkpoint.side_files:
+        settings = _json(base.checkpoint, GENERATION)
+        files[GENERATION] = (json.dumps(ids.generation(settings), indent=2, ensure_ascii=False) + "\n").encode()
+    return Tokenization(RowMover(vocabulary, checkpoints), files, is_tokenizer_file, ids.config)
+
+
+def _source_path(config: LoadedConfig) -> Path:
+    return ("tokenizer", "source") if config.merge.tokenizer is not None else ("tokenizer_source",)
+
+
+def _chat_template(config: LoadedConfig, checkpoints: Sequence[Checkpoint]) -> str | None:
+    if config.merge.chat_template is None:
+        return None
+    try:
+        return choose_template(config.merge.chat_template, checkpoints)
+    except ConfigError as error:
+        raise config.error(("chat_template",), str(error)) from None
+
+
+def _only_template(base: Checkpoint, template: str | None) -> Tokenization:
+    """No vocabulary changes; perhaps the base's tokenizer files with another chat template."""
+    files: dict[str, bytes] = {}
+    if template is not None:
+        own = {name: base.store.read(name) for name in base.side_files if is_tokenizer_file(name)}
+        files = {name: data for name, data in with_chat_template(base.label, own, template).items() if own.get(name) != data}
+    return Tokenization(None, files, lambda name: False, lambda settings: settings)
+
+
+def _json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(checkpoint.store.read(name))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{checkpoint.label}/{name}: not a JSON map; fetch it again")
+    return value
