@@ -96,7 +96,7 @@ def _check_space(plan: Plan, folder: OutputFolder) -> None:
 def fetch(plan: Plan, quiet: bool) -> dict[tuple[str, str], Path]:
     """Download what is not here yet, at the pinned commits; every input file's path."""
     wanted: dict[str, list[str]] = {}
-    for file in plan.files():
+    for file in plan.downloaded_files():
         wanted.setdefault(file.model, []).append(file.name)
     for label, names in wanted.items():
         _download(plan.stores[label], names, quiet)

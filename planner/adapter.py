@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CheckpointError
-from .catalog import Checkpoint, InputTensor, WeightFile, _header
+from .catalog import Checkpoint, InputTensor, WeightFile, read_header
 from .dtypes import MERGED
 from .layout import input_embedding, is_output_embedding
 from .store import Store
@@ -162,7 +162,7 @@ def _tensors(store: Store) -> tuple[WeightFile, list[InputTensor]]:
     name = next((name for name in WEIGHTS if name in sizes), None)
     if name is None:
         raise CheckpointError(f"{store.label}: missing weights: there is no {WEIGHTS[0]} or {WEIGHTS[1]}")
-    header = _header(store, name, sizes[name], f"{store.label}/{name}")
+    header = read_header(store, name, sizes[name], f"{store.label}/{name}")
     file = WeightFile(store.label, name, sizes[name], f"{store.identity(name)}:{header.digest}")
     return file, [InputTensor(e.name, e.dtype, e.shape, file, e.offset, e.nbytes) for e in header.tensors]
 

@@ -77,7 +77,7 @@ def open_checkpoint(store: Store) -> Checkpoint:
     files: list[WeightFile] = []
     for name in names:
         label = f"{store.label}/{name}"
-        header = _header(store, name, sizes[name], label)
+        header = read_header(store, name, sizes[name], label)
         file = WeightFile(store.label, name, sizes[name], f"{store.identity(name)}:{header.digest}")
         files.append(file)
         for entry in header.tensors:
@@ -99,7 +99,8 @@ def is_side_file(name: str) -> bool:
     return "/" not in name and bool(_SIDE.search(name)) and not _WEIGHTS.search(name) and not _NOT_SIDE.match(name)
 
 
-def _header(store: Store, name: str, size: int, label: str) -> FileHeader:
+def read_header(store: Store, name: str, size: int, label: str) -> FileHeader:
+    """The header of a weight file of `size` bytes; `label` names it in messages."""
     with store.open(name) as file:
         if size < _LFS_SIZE and file.read(len(_LFS)) == _LFS:
             raise CheckpointError(f"{label}: a Git LFS pointer instead of the weights: run `git lfs pull` in the model's folder")
@@ -157,7 +158,7 @@ def _other_kind(label: str, sizes: Mapping[str, int]) -> str | None:
     if gguf:
         return f"{label}: {gguf} is GGUF, a quantised format: use the model's safetensors release"
     if any(name.startswith("adapter_") for name in sizes):
-        return f"{label}: this is an adapter, not a model; adapters are not supported by this version of weft"
+        return f"{label}: this is an adapter, not a model: name it after its base model, as in base+{label}"
     return None
 
 

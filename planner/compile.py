@@ -16,7 +16,7 @@ from .models import Models
 from .parameters import check_parameters
 from .recipe import Recipe, RecipeMaker
 from .sources import Model, Part, parts
-from .tokenization import plan_tokenization
+from .tokenization import models_of_tokens, plan_tokenization
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:
     first = compiled[0].runs[0].sources[0].model
     base = models.get(config, merge.base_model, ("base_model",)) if merge.base_model else first
     used = [*(source.model for part in compiled for run in part.runs for source in run.sources), base]
+    used += [models.get(config, reference, path) for reference, path in models_of_tokens(config)]
     tokens = plan_tokenization(config, list({model.reference: model for model in used}.values()), base)
     made = RecipeMaker(config, method, base.checkpoint.label, seed, tokens.mover).make(compiled)
     layers = _layers(compiled)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
 
 from ..errors import ConfigError, nearest
+from .chat_templates import ChatTemplate
 from .document import MAX_BYTES, Document, Path, parse, short
 from .reference import ModelReference, parse_reference
 from .setting import Setting, parse_setting
@@ -111,7 +112,7 @@ class MergeConfig(_Body):
     out_dtype: FloatType | None = None
     tokenizer_source: TokenizerSource | None = None
     tokenizer: TokenizerConfig | None = None
-    chat_template: str | None = None
+    chat_template: ChatTemplate | None = None
     name: str | None = None
 
     @model_validator(mode="after")

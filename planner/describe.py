@@ -46,7 +46,9 @@ def describe(plan: Plan) -> dict[str, Any]:
         "tensors": len(plan.recipes),
         "parameters": plan.parameters,
         "tasks": kinds,
-        "tiled_tensors": len({t.recipe for t in _tasks(plan) if isinstance(t, Compute) and t.tiles > 1}),
+        "tiled_tensors": len(
+            {t.recipe for t in _tasks(plan) if isinstance(t, Compute) and t.tiles > 1 and t.recipe < len(plan.recipes)}
+        ),
         "bytes_read": sum(read.values()),
         "bytes_written": plan.bytes_written,
         "bytes_to_download": sum(fetched.values()),
@@ -65,7 +67,7 @@ def describe(plan: Plan) -> dict[str, Any]:
 def downloads(plan: Plan) -> dict[str, int]:
     """Bytes that a run would download, by model and adapter."""
     found = dict.fromkeys(plan.stores, 0)
-    for file in plan.files():
+    for file in plan.downloaded_files():
         if plan.stores[file.model].path(file.name) is None:
             found[file.model] += file.size
     base = plan.base.checkpoint.store

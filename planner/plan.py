@@ -113,6 +113,10 @@ class Plan:
         """The weight files that are read, each once."""
         return tuple(dict.fromkeys(tensor.file for recipe in self.recipes for tensor in recipe.leaves()))
 
+    def downloaded_files(self) -> tuple[WeightFile, ...]:
+        """All weight files of all models: a model that is half here could not be planned with when the Hub is away."""
+        return tuple(dict.fromkeys(file for model in self.models for file in model.checkpoint.files))
+
 
 def make_plan(config: LoadedConfig, options: Options) -> Plan:
     """Compile a config. Reads headers only.

@@ -254,10 +254,11 @@ class RecipeMaker:
             if id(source) in have:
                 continue
             if name.endswith("weight") or _elsewhere(source, local(source)):
-                raise CheckpointError(
+                raise self._unfit(
+                    source,
                     f"{source.model.reference}: missing weights: it has no '{local(source)}', "
                     f"which {uses[0].source.model.reference} has; "
-                    "fetch it again, or merge models of one architecture"
+                    "fetch it again, or merge models of one architecture",
                 )
             self._note(f"are optional and missing from {source.model.reference}", name)
 
@@ -272,16 +273,22 @@ class RecipeMaker:
                 if vocabulary
                 else "only models of one architecture and size can be merged; shapes are never broadcast"
             )
-            raise CheckpointError(
+            raise self._unfit(
+                other.source,
                 f"tensor '{name}' has shape {list(a.shape)} in {first.source.model.reference} "
-                f"and {list(b.shape)} in {other.source.model.reference}: {hint}"
+                f"and {list(b.shape)} in {other.source.model.reference}: {hint}",
             )
         if (a.dtype in MERGED) != (b.dtype in MERGED):
-            raise CheckpointError(
+            raise self._unfit(
+                other.source,
                 f"tensor '{name}' is {a.dtype} in {first.source.model.reference} "
                 f"and {b.dtype} in {other.source.model.reference}: "
-                "integers and floating-point numbers cannot be merged"
+                "integers and floating-point numbers cannot be merged",
             )
+
+    def _unfit(self, source: SourceUse, message: str) -> CheckpointError:
+        """A checkpoint that does not fit the others, with the place in the config that names it."""
+        return CheckpointError(str(self.config.error(source.path, message)))
 
     def _arguments(self, name: str, run: Run, uses: Sequence[Use], depth: float) -> Arguments:
         per_model = []

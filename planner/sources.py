@@ -217,7 +217,8 @@ class _Reader:
         if others < low or (high is not None and others > high):
             beside = " beside the base model" if apart else ""
             wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
-            raise self.config.error(
-                path, f"{name} takes {wanted} model{'s' if wanted != '1' else ''}{beside}, and {others} are given"
-            )
+            given = f"{others} are given" if others != 1 else "1 is given"
+            if role is BaseRole.MEMBER and sources[-1].path == ("base_model",):
+                given = f"the base model {base} is not among those given"
+            raise self.config.error(path, f"{name} takes {wanted} model{'s' if wanted != '1' else ''}{beside}, and {given}")
         return Run(tuple(sources), layers, levels, path)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError
 from .catalog import Checkpoint
 from .chat_templates import choose_template
 from .config import LoadedConfig
 from .document import Path
 from .embedding import RowMover
+from .reference import ModelReference
 from .sources import Model
 from .token_ids import token_ids
-from .tokenizer_config import TokenizerConfig, TokenizerError, resolve_overrides, resolve_source
+from .tokenizer_config import ModelToken, TokenizerConfig, TokenizerError, resolve_overrides, resolve_source
 from .tokenizer_files import is_tokenizer_file, tokenizer_files, with_chat_template
 from .vocabulary import plan_vocabulary
 
@@ -35,7 +36,7 @@ class Tokenization:
 def plan_tokenization(config: LoadedConfig, models: Sequence[Model], base: Model) -> Tokenization:
     """Raises ConfigError and CheckpointError for tokenizers that cannot be brought together.
 
-    `models` are the inputs in the order of the config, the base model among them.
+    `models` are the inputs in the order of the config, the base model among them, then others that the tokenizer keys name.
     """
     merge = config.merge
     checkpoints = [model.checkpoint for model in models]
@@ -60,6 +61,21 @@ def plan_tokenization(config: LoadedConfig, models: Sequence[Model], base: Model
     return Tokenization(RowMover(vocabulary, checkpoints), files, is_tokenizer_file, ids.config)
 
 
+def models_of_tokens(config: LoadedConfig) -> Iterator[tuple[ModelReference, Path]]:
+    """The models that the tokenizer keys name, which need not be among those that are merged."""
+    merge = config.merge
+    if isinstance(merge.tokenizer_source, ModelReference):
+        yield merge.tokenizer_source, ("tokenizer_source",)
+    if merge.tokenizer is None:
+        return
+    if isinstance(merge.tokenizer.source, ModelReference):
+        yield merge.tokenizer.source, ("tokenizer", "source")
+    for token, wanted in (merge.tokenizer.tokens or {}).items():
+        model = wanted.source.model if isinstance(wanted.source, ModelToken) else wanted.source
+        if isinstance(model, ModelReference):
+            yield model, ("tokenizer", "tokens", token, "source")
+
+
 def _source_path(config: LoadedConfig) -> Path:
     return ("tokenizer", "source") if config.merge.tokenizer is not None else ("tokenizer_source",)
 
@@ -67,10 +83,7 @@ def _source_path(config: LoadedConfig) -> Path:
 def _chat_template(config: LoadedConfig, checkpoints: Sequence[Checkpoint]) -> str | None:
     if config.merge.chat_template is None:
         return None
-    try:
-        return choose_template(config.merge.chat_template, checkpoints)
-    except ConfigError as error:
-        raise config.error(("chat_template",), str(error)) from None
+    return choose_template(config.merge.chat_template, checkpoints)
 
 
 def _only_template(base: Checkpoint, template: str | None) -> Tokenization:

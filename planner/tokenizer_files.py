@@ -37,9 +37,9 @@ def tokenizer_files(
     """
     place = template_of(base, source)
     checkpoint = checkpoints[place]
-    tokenizers = read_tokenizers(checkpoints)
-    template, tokens = tokenizers[place], vocabulary.tokens
-    others = [tokenizer for i, tokenizer in enumerate(tokenizers) if i != place]
+    (template,), tokens = read_tokenizers([checkpoint], documents=True), vocabulary.tokens
+    rest = [] if tokens.keys() <= template.tokens.keys() else [*checkpoints[:place], *checkpoints[place + 1 :]]
+    others = read_tokenizers(rest, documents=True)
     kept = {name: checkpoint.store.read(name) for name in checkpoint.side_files if is_tokenizer_file(name)}
     files = kept if _unchanged(template, tokens) else _rewritten(template, others, tokens, kept)
     return with_chat_template(checkpoint.label, files, chat_template)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import CheckpointError
@@ -27,7 +27,8 @@ class Tokenizer:
     """`tokens`: token to id, in the order of ids, without those at or past the embedding's `rows`.
 
     `ordinary` is the part that stands in the model's own vocabulary (special tokens may, too); `added` the definitions of the
-    tokens that are matched before any splitting. `document` is tokenizer.json, `settings` tokenizer_config.json.
+    tokens that are matched before any splitting. `document` is tokenizer.json, empty where it was not asked for; `settings` is
+    tokenizer_config.json.
     """
 
     label: str
@@ -39,8 +40,11 @@ class Tokenizer:
     settings: Mapping[str, Any]
 
 
-def read_tokenizers(checkpoints: Sequence[Checkpoint]) -> tuple[Tokenizer, ...]:
-    """Each model's tokenizer; equal ones are read once. Raises CheckpointError."""
+def read_tokenizers(checkpoints: Sequence[Checkpoint], *, documents: bool = False) -> tuple[Tokenizer, ...]:
+    """Each model's tokenizer; equal ones are read once. Raises CheckpointError.
+
+    Without `documents`, tokenizer.json is let go of once its tokens are read: its merges are most of what it takes.
+    """
     known: dict[tuple[object, ...], Tokenizer] = {}
     found = []
     for checkpoint in checkpoints:
@@ -48,7 +52,8 @@ def read_tokenizers(checkpoints: Sequence[Checkpoint]) -> tuple[Tokenizer, ...]:
         files = {name: checkpoint.store.read(name) for name in (TOKENIZER, SETTINGS, ADDED) if name in checkpoint.side_files}
         key = (rows, *((name, hashlib.blake2b(data).digest()) for name, data in files.items()))
         if key not in known:
-            known[key] = _tokenizer(checkpoint, rows, files)
+            read = _tokenizer(checkpoint, rows, files)
+            known[key] = read if documents else replace(read, document={})
         found.append(known[key])
     return tuple(found)
 
