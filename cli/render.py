@@ -29,7 +29,16 @@ def headline(plan: Plan) -> str:
     """The merge in one line: method, models, layers, dtype."""
     about = describe(plan)
     models = ", ".join(str(model.reference) for model in plan.models)
-    return f"{plan.method.name} of {models} · {plan.layers} layers · {plan.parameters / 1e9:.3g} B parameters · {about['dtype']}"
+    size = f"{plan.layers} layers · {_count(plan.parameters)} parameters · {about['dtype']}"
+    return f"{plan.method.name} of {models} · {size}"
+
+
+def _count(number: int) -> str:
+    """8030261248 as people say it: "8.03 B"."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
 
 
 def show_plan(plan: Plan, out: Path | None, *, verbose: bool) -> None:

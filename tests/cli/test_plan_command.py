@@ -65,7 +65,7 @@ def test_it_shows_what_a_run_will_do_and_cost() -> None:
     outcome = weft("plan", "merge.yaml", "out")
     assert outcome.code == 0 and outcome.err == ""
     shown = outcome.out
-    assert shown.splitlines()[0] == "slerp of a, b · 4 layers · 1.06e-06 B parameters · float16"
+    assert shown.splitlines()[0] == "slerp of a, b · 4 layers · 1.06 K parameters · float16"
     about = described("out")
     tasks = about["tasks"]
     for row in (

@@ -137,11 +137,12 @@ def test_nuslerp_by_vectors_treats_each_alone(rows: int, seed: int) -> None:
     first = {**last, "nuslerp_row_wise": 1.0}
     turned = merge("nuslerp", [row.T.contiguous() for row in x], own, first).T
     assert_rounding(turned.contiguous(), straight.double())
-    x[1][0] = 0
+    x[1][0] = x[0][1] = 0
     with_zeros = merge("nuslerp", x, own, last)
-    assert torch.equal(with_zeros[1:], straight[1:])
+    assert torch.equal(with_zeros[2:], straight[2:])
     # A vector of zeros has no direction: it stands at a right angle to the other.
     assert_rounding(with_zeros[0], math.sin(0.3 * math.pi / 2) * x[0][0].double())
+    assert_rounding(with_zeros[1], math.sin(0.7 * math.pi / 2) * x[1][1].double())
 
 
 # multislerp
