@@ -63,10 +63,10 @@ def _rows(plan: Plan, out: Path | None) -> Iterator[tuple[str, str]]:
     for model in about["models"]:
         role = " (base)" if model["model"] == about["base_model"] else ""
         yield "read", f"{format_size(model['bytes_read'])} from {model['model']}{role}"
-    shards = len(plan.shards)
+    shards, beside = len(plan.shards), len(plan.side_files) + len(plan.written_files)
     yield (
         "write",
-        f"{format_size(plan.bytes_written)} in {shards} file{'s' if shards > 1 else ''} and {len(plan.side_files) + len(plan.written_files)} side files",
+        f"{format_size(plan.bytes_written)} in {shards} file{'s' if shards > 1 else ''} and {beside} side files",
     )
     peak = peak_tensor(plan)
     yield (

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ import networkx as nx
 import torch
 import xxhash
 
+from ..errors import CheckpointError
+from ..ops.declare import MethodError
 from ..planner.graph import Compute, Load, Save, copies_bytes
 from ..planner.memory import active_steps
 from ..planner.plan import Plan
@@ -269,7 +272,8 @@ class Executor:
             state.passes_done += 1
             if compute.tile == compute.tiles - 1:
                 assert tensor.fold is not None
-                tensor.statistics.append(tensor.fold.finish(tuple(tensor.statistics)))
+                with _naming(self.plan.all_recipes[compute.recipe].name):
+                    tensor.statistics.append(tensor.fold.finish(tuple(tensor.statistics)))
                 tensor.fold = None
             self._start_phase(number)
             return
@@ -352,7 +356,8 @@ class Executor:
 
     def _compute(self, job: _PartJob, thread: int) -> object:
         torch.set_num_threads(1)  # parts are the parallelism; threads inside an operation would only wait for each other
-        with torch.inference_mode():
+        name = self.plan.all_recipes[self._task(job.step).recipe].name
+        with torch.inference_mode(), _naming(name):
             return "part", job.step, job.work(self.spaces[thread])
 
     def _write(self, job: tuple[int, int], thread: int) -> object:
@@ -388,6 +393,15 @@ class Executor:
             except OSError as error:
                 raise write_error(error, batch[0].shard) from None
         return _Durable(tuple(batch))
+
+
+@contextmanager
+def _naming(tensor: str) -> Iterator[None]:
+    """What a method cannot do with a tensor's values becomes an error that names the tensor."""
+    try:
+        yield
+    except MethodError as error:
+        raise CheckpointError(f"tensor '{tensor}': {error}") from None
 
 
 def _held(step: Step) -> int:

@@ -215,7 +215,7 @@ class RecipeMaker:
         chosen = merge.out_dtype or merge.dtype
         own = next((use for use in uses if use.source.is_base), uses[0]).tensor.dtype
         dtype = FROM_CONFIG[chosen] if chosen else own
-        if len(uses) == 1 and len(run.sources) > 1:
+        if (len(uses) == 1 and len(run.sources) > 1) or 0 in first.shape:
             return self._copy(name, uses[0], dtype)
         arguments = self._arguments(name, run, uses, depth)
         inputs = tuple(use.tensor for use in uses)
