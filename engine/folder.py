@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,15 @@ class OutputFolder:
         for shard in shards:
             (self.root / (shard.name + PARTIAL)).replace(self.root / shard.name)
         sync_folder(self.root)
+
+    def withdraw(self) -> None:
+        """Leave no trace where nothing was begun; call with the lock held."""
+        if self.journal.exists():
+            return
+        self.lock.unlink(missing_ok=True)
+        with suppress(OSError):  # something else stands there
+            self.work.rmdir()
+            self.root.rmdir()
 
     def close(self) -> None:
         """The result is complete and its manifest on the disk: remove what only an unfinished one needs."""

@@ -47,8 +47,12 @@ def run(plan: Plan, out: Path, observer: Observer = ignore, *, quiet: bool = Tru
 
 def _run_locked(plan: Plan, folder: OutputFolder, observer: Observer, quiet: bool) -> Summary:
     begin = time.monotonic()
-    _check_space(plan, folder)
-    paths = fetch(plan, quiet)
+    try:
+        _check_space(plan, folder)
+        paths = fetch(plan, quiet)
+    except BaseException:
+        folder.withdraw()
+        raise
     reopen_shards(folder, plan.shards)
     journal = Journal(folder.journal)
     try:
