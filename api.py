@@ -22,6 +22,7 @@ import yaml
 from .engine.events import Observer, Summary, ignore
 from .engine.run import run as _run
 from .engine.system import available_memory
+from .errors import ConfigError
 from .planner.config import LoadedConfig, load_config, read_config
 from .planner.memory import Budget
 from .planner.plan import DEFAULT_SHARD, Options, Plan, default_workers, make_plan
@@ -80,7 +81,10 @@ def _bytes(size: str | int) -> int:
 
 def _load(config: Config) -> LoadedConfig:
     if isinstance(config, Mapping):
-        return load_config(yaml.safe_dump(dict(config), sort_keys=False))
+        try:
+            return load_config(yaml.safe_dump(dict(config), sort_keys=False))
+        except yaml.representer.RepresenterError as error:
+            raise ConfigError(f"a config holds maps, lists, texts and numbers only: {error.args[-1]!r} is none of them") from None
     if isinstance(config, str) and "\n" in config:
         return load_config(config)
     return read_config(Path(config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -21,19 +22,40 @@ class _Stopped(Exception):
 
 
 class _Collector:
-    """Takes the place of shards and journal: gathers each tensor's bytes until it is complete."""
+    """Takes the place of shards and journal: gathers each tensor's bytes until it is complete.
+
+    While a complete tensor waits for the receiver, nothing more is gathered: what is computed stays in the pool, and beside it
+    there are only the tensor that was handed out and the one that follows. What waits depends on the receiver alone, so the
+    writers that wait for it cannot wait for each other.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._parts: dict[int, bytearray] = {}
-        self._lock = threading.Lock()
+        self._starts = [[plan.places[number].offset for number in shard.recipes] for shard in plan.shards]
+        self._parts: dict[int, torch.Tensor] = {}
+        self._left: dict[int, int] = {}
+        self._complete: set[int] = set()
+        self._changed = threading.Condition()
+        self._stopping = False
 
     def write(self, shard: int, offset: int, data: memoryview) -> None:
         """Keep bytes of the tensor that stands at this place."""
-        number, start = self._tensor_at(shard, offset, len(data))
-        with self._lock:
-            part = self._parts.setdefault(number, bytearray(self._plan.places[number].nbytes))
-        part[offset - start : offset - start + len(data)] = data
+        number = self._plan.shards[shard].recipes[bisect_right(self._starts[shard], offset) - 1]
+        place = self._plan.places[number]
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or not self._complete)
+            if self._stopping:
+                raise _Stopped
+            if number not in self._parts:
+                self._parts[number] = torch.empty(place.nbytes, dtype=torch.uint8)
+                self._left[number] = place.nbytes
+            part = self._parts[number]
+        if len(data):
+            memoryview(part.numpy())[offset - place.offset :][: len(data)] = data
+        with self._changed:
+            self._left[number] -= len(data)
+            if not self._left[number]:
+                self._complete.add(number)
 
     def sync(self, shards: set[int]) -> None:
         """Nothing lasts."""
@@ -44,17 +66,21 @@ class _Collector:
     def take(self, number: int) -> torch.Tensor:
         """A complete tensor, which is no longer kept here."""
         recipe = self._plan.recipes[number]
-        data = self._parts.pop(number, bytearray())
-        dtype = TORCH_DTYPES[recipe.dtype]
-        flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-        return flat.view(recipe.shape)
+        with self._changed:
+            flat = self._parts.pop(number, torch.empty(0, dtype=torch.uint8))
+        return flat.view(TORCH_DTYPES[recipe.dtype]).view(recipe.shape)
 
-    def _tensor_at(self, shard: int, offset: int, nbytes: int) -> tuple[int, int]:
-        for number in self._plan.shards[shard].recipes:
-            place = self._plan.places[number]
-            if place.offset <= offset and offset + nbytes <= place.offset + place.nbytes:
-                return number, place.offset
-        raise AssertionError("bytes outside all tensors")
+    def received(self, number: int) -> None:
+        """The receiver has the tensor."""
+        with self._changed:
+            self._complete.discard(number)
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Whatever is written from now on is refused."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
 
 
 def stream(plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
@@ -65,11 +91,12 @@ def stream(plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
     """
     paths = fetch(plan, quiet=True)
     numbers = {recipe.name: n for n, recipe in enumerate(plan.recipes)}
-    done: queue.Queue[tuple[str, torch.Tensor] | BaseException | None] = queue.Queue(maxsize=1)
+    done: queue.Queue[tuple[int, torch.Tensor] | BaseException | None] = queue.Queue(maxsize=1)
     stopping = threading.Event()
     collector = _Collector(plan)
+    threads = torch.get_num_threads()
 
-    def hand_over(item: tuple[str, torch.Tensor] | BaseException | None) -> None:
+    def hand_over(item: tuple[int, torch.Tensor] | BaseException | None) -> None:
         while not stopping.is_set():
             try:
                 done.put(item, timeout=0.1)
@@ -80,30 +107,44 @@ def stream(plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
 
     def observe(event: Event) -> None:
         if isinstance(event, TensorWritten):
-            hand_over((event.name, collector.take(numbers[event.name])))
+            number = numbers[event.name]
+            hand_over((number, collector.take(number)))
 
     def work() -> None:
+        executor = Executor(plan, plan.graph, plan.schedule, paths, collector, collector, observe)
+        complete = False
         try:
-            executor = Executor(plan, plan.graph, plan.schedule, paths, collector, collector, observe)
-            complete = False
-            try:
-                executor.run()
-                complete = True
-            finally:
-                executor.close(finish=complete)
-            hand_over(None)
+            executor.run()
+            complete = True
+        finally:
+            if not complete:
+                collector.stop()  # or writers would wait for a receiver who gets nothing more
+            executor.close(finish=complete)
+
+    def report() -> None:
+        outcome: BaseException | None = None
+        try:
+            work()
+        except BaseException as error:  # raised again where the tensors are received
+            outcome = error
+        try:
+            hand_over(outcome)
         except _Stopped:
             pass
-        except BaseException as error:  # raised again where the tensors are received
-            done.put(error)
 
-    worker = threading.Thread(target=work, name="weft-stream", daemon=True)
+    worker = threading.Thread(target=report, name="weft-stream", daemon=True)
     worker.start()
     try:
         while (item := done.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            number, tensor = item
+            del item
+            collector.received(number)
+            yield plan.recipes[number].name, tensor
+            del tensor
     finally:
         stopping.set()
+        collector.stop()
         worker.join()
+        torch.set_num_threads(threads)

@@ -10,9 +10,10 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 
+from ..errors import InputError
 from .declare import Method
 
 GROUP = "weft.methods"
@@ -20,11 +21,13 @@ GROUP = "weft.methods"
 
 @cache
 def methods() -> Mapping[str, Method]:
-    """All methods by name, in alphabetical order. Raises TypeError or ValueError for an entry point that is no new method."""
+    """All methods by name, in alphabetical order. Raises InputError for an entry point that brings no new method."""
     found = {method.name: method for method in _own()}
-    for method in _foreign():
+    for point, method in _foreign():
         if method.name in found:
-            raise ValueError(f"an entry point of {GROUP} brings a method '{method.name}', which there is already")
+            raise InputError(
+                f"{_where(point)} brings a method '{method.name}', which there is already: uninstall it, or rename its"
+            )
         found[method.name] = method
     return MappingProxyType(dict(sorted(found.items())))
 
@@ -35,13 +38,20 @@ def _own() -> Iterator[Method]:
         yield from getattr(importlib.import_module(f"{package.__name__}.{module.name}"), "METHODS", ())
 
 
-def _foreign() -> Iterator[Method]:
+def _foreign() -> Iterator[tuple[EntryPoint, Method]]:
     """An entry point names a Method, or a tuple of them."""
     for point in entry_points(group=GROUP):
-        loaded = point.load()
+        try:
+            loaded = point.load()
+        except Exception as error:  # whatever a package raises when it is imported
+            raise InputError(f"{_where(point)} cannot be loaded: {type(error).__name__}: {error}") from error
         for method in loaded if isinstance(loaded, tuple) else (loaded,):
             if not isinstance(method, Method):
-                raise TypeError(
-                    f"the entry point '{point.name}' of {GROUP} is {type(method).__name__}, not weft.ops.declare.Method"
-                )
-            yield method
+                raise InputError(f"{_where(point)} is of type {type(method).__name__}, not weft.ops.declare.Method")
+            yield point, method
+
+
+def _where(point: EntryPoint) -> str:
+    """An entry point in words, with the package that brings it."""
+    package = f" of the package {point.dist.name}" if point.dist else ""
+    return f"the entry point {point.name} = '{point.value}' in {GROUP}{package}"

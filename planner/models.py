@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path as FilePath
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, nearest
 from .adapter import open_adapter
 from .catalog import Checkpoint, InputTensor, open_checkpoint
 from .config import LoadedConfig
@@ -56,11 +57,19 @@ class Models:
             return self._adapted(str(reference), base, reference.adapter)
         name = reference.model.path
         if name in self._stages:
+            if reference.model.revision:
+                raise CheckpointError(f"{reference}: a stage has no revisions: leave out '@{reference.model.revision}'")
             return self._stage(config, name, path)
         return open_checkpoint(self._store(reference))
 
     def _store(self, reference: ModelReference) -> Store:
-        store = locate(reference, self._commits.get(str(reference)))
+        try:
+            store = locate(reference, self._commits.get(str(reference)))
+        except CheckpointError as error:
+            name = reference.model.path
+            if not self._stages or "/" in name or FilePath(name).exists():
+                raise
+            raise CheckpointError(f"{error}; nor has any document this name{nearest(name, self._stages)}") from None
         self.stores[store.label] = store
         return store
 
