@@ -51,7 +51,7 @@ def main() -> None:
     from ..errors import WeftError
 
     try:
-        app()
+        app(prog_name="weft")
     except WeftError as error:
         print(f"weft: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)

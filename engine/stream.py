@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from bisect import bisect_right
@@ -127,10 +128,8 @@ def stream(plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
             work()
         except BaseException as error:  # raised again where the tensors are received
             outcome = error
-        try:
+        with contextlib.suppress(_Stopped):
             hand_over(outcome)
-        except _Stopped:
-            pass
 
     worker = threading.Thread(target=report, name="weft-stream", daemon=True)
     worker.start()

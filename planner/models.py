@@ -39,8 +39,14 @@ class Models:
 
     def _open(self, config: LoadedConfig, reference: ModelReference, path: Path) -> Model:
         if reference not in self._opened:
+            # What these two raise says already where in the config it is.
+            base = self._open(config, ModelReference(reference.model), path) if reference.adapter else None
+            stage = self._stage(config, reference.model, path) if reference.model.path in self._stages and not base else None
             try:
-                checkpoint = self._checkpoint(config, reference, path)
+                if base is not None and reference.adapter is not None:
+                    checkpoint = self._adapted(str(reference), base.checkpoint, reference.adapter)
+                else:
+                    checkpoint = stage or open_checkpoint(self._store(reference))
                 layout = find_layout(checkpoint.label, checkpoint.config, checkpoint.tensors)
             except CheckpointError as error:
                 raise CheckpointError(str(config.error(path, str(error)))) from None
@@ -51,29 +57,19 @@ class Models:
         """The models that configs name and that are files, not stages."""
         return tuple(self._opened[name] for name in self._named if self._opened[name].checkpoint.files)
 
-    def _checkpoint(self, config: LoadedConfig, reference: ModelReference, path: Path) -> Checkpoint:
-        if reference.adapter is not None:
-            base = self._open(config, ModelReference(reference.model), path).checkpoint
-            return self._adapted(str(reference), base, reference.adapter)
-        name = reference.model.path
-        if name in self._stages:
-            if reference.model.revision:
-                raise CheckpointError(f"{reference}: a stage has no revisions: leave out '@{reference.model.revision}'")
-            return self._stage(config, name, path)
-        return open_checkpoint(self._store(reference))
-
     def _store(self, reference: ModelReference) -> Store:
-        try:
-            store = locate(reference, self._commits.get(str(reference)))
-        except CheckpointError as error:
-            name = reference.model.path
-            if not self._stages or "/" in name or FilePath(name).exists():
-                raise
-            raise CheckpointError(f"{error}; nor has any document this name{nearest(name, self._stages)}") from None
+        name = reference.model.path
+        if self._stages and "/" not in name and not FilePath(name).exists():
+            hint = nearest(name, self._stages)
+            raise CheckpointError(f"{name}: no document has this name, there is no such folder, and it is no Hub name{hint}")
+        store = locate(reference, self._commits.get(str(reference)))
         self.stores[store.label] = store
         return store
 
-    def _stage(self, config: LoadedConfig, name: str, path: Path) -> Checkpoint:
+    def _stage(self, config: LoadedConfig, location: Location, path: Path) -> Checkpoint:
+        name = location.path
+        if location.revision:
+            raise config.error(path, f"{name} is a stage, which has no revisions: leave out '@{location.revision}'")
         if name in self._compiling:
             circle = " → ".join([*self._compiling[self._compiling.index(name) :], name])
             raise config.error(path, f"the stages go in a circle: {circle}")

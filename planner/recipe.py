@@ -243,7 +243,13 @@ class RecipeMaker:
         return Recipe(name, dtype, use.tensor.shape, None, (use.tensor,), arguments, None, self._base_input([use]), digest)
 
     def _base_input(self, uses: Sequence[Use]) -> int | None:
-        return next((i for i, use in enumerate(uses) if use.source.model.checkpoint.label == self.base_label), None)
+        for i, use in enumerate(uses):
+            tensor = use.tensor
+            # A tensor that an adapter brings along is not the base model's, though it stands in its place.
+            brought = isinstance(tensor, InputTensor) and tensor.file.model == str(use.source.model.reference.adapter)
+            if use.source.model.checkpoint.label == self.base_label and not brought:
+                return i
+        return None
 
     def _check_missing(self, name: str, run: Run, uses: Sequence[Use], local: Local) -> None:
         """A weight that one source has and another lacks is an error, unless it is optional: a bias or a buffer."""

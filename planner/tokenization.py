@@ -43,12 +43,12 @@ def plan_tokenization(config: LoadedConfig, models: Sequence[Model], base: Model
     template = _chat_template(config, checkpoints)
     if merge.tokenizer_source is None and merge.tokenizer is None:
         return _only_template(base.checkpoint, template)
-    wanted = merge.tokenizer or TokenizerConfig(source=merge.tokenizer_source or "union")
+    wanted = merge.tokenizer or TokenizerConfig()
     place = [model.reference for model in models].index(base.reference)
     named_base = place if merge.base_model is not None else None
     references = [model.reference for model in models]
     try:
-        source = resolve_source(wanted.source, references, _source_path(config))
+        source = resolve_source(merge.tokenizer_source or wanted.source, references, _source_path(config))
         overrides = resolve_overrides(wanted.tokens, references)
         vocabulary = plan_vocabulary(checkpoints, named_base, source, overrides, wanted.pad_to_multiple_of)
     except TokenizerError as error:

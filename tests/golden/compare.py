@@ -2,7 +2,8 @@
 
 Names, shapes and dtypes must agree. Values must agree to float32 rounding (or one step of a 16-bit dtype), for at least the
 share of elements that the case's tolerance.json names (default: all): where magnitudes are equal at a cut, or a sum is 0 but for
-rounding, two right programs choose differently.
+rounding, two right programs choose differently. Where it says `tokens`, both folders must have the same tokens, and the rows of
+embeddings are compared token by token, whatever ids they have; padding rows are not compared.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ def load(folder: Path) -> dict[str, Tensor]:
     return found
 
 
+def token_ids(folder: Path) -> dict[str, int]:
+    """Every token of a folder's tokenizer.json with its id."""
+    document = json.loads((folder / "tokenizer.json").read_text())
+    return dict(document["model"]["vocab"]) | {token["content"]: token["id"] for token in document["added_tokens"]}
+
+
 def difference(out: Path, expected: Path) -> str:
     """The first thing in which the folders disagree; empty where they agree."""
     path = expected / "tolerance.json"
@@ -38,6 +45,15 @@ def difference(out: Path, expected: Path) -> str:
     got, want = load(out), load(expected)
     if set(got) != set(want):
         return f"tensor names differ: missing {sorted(set(want) - set(got))[:4]}, extra {sorted(set(got) - set(want))[:4]}"
+    if rules.get("tokens"):
+        ours, theirs = token_ids(out), token_ids(expected)
+        if set(ours) != set(theirs):
+            return f"tokens differ: {sorted(set(ours) ^ set(theirs))[:6]}"
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            if got[name].shape != want[name].shape:
+                return f"{name}: {tuple(got[name].shape)}, expected {tuple(want[name].shape)}"
+            got[name] = got[name][list(ours.values())]
+            want[name] = want[name][[theirs[token] for token in ours]]
     for name in want:
         fault = _differs(got[name], want[name], rules.get("rtol"), rules.get("share", 1.0))
         if fault:
