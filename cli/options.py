@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -151,7 +152,7 @@ def compile_plan(config: str, wishes: Wishes) -> Plan:
     from ..planner.saved import check_unchanged, load_saved_plan
 
     if "+" in config and not Path(config).exists():
-        text = f"merge_method: passthrough\nmodels:\n- model: {config}\n"  # an adapter into its base, said in one word
+        text = f"merge_method: passthrough\nmodels:\n- model: {json.dumps(config)}\n"  # an adapter into its base, in one word
         return make_plan(load_config(text, config), choose_options(wishes, {}, {}))
     path = find_config(config)
     saved = load_saved_plan(path)

@@ -84,7 +84,7 @@ Event = RunStarted | BytesRead | TensorWritten | TensorDurable | MemoryHeld | Ru
 class Observer(Protocol):
     """Called for every event, from the thread that runs the plan."""
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Event, /) -> None:
         """Take note; must not block."""
 
 

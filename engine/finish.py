@@ -133,6 +133,7 @@ def _yaml_list(key: str, items: Sequence[str]) -> list[str]:
 
 def _link(model: Model) -> str:
     """A model's name; of a folder only the last part, since the path before it means nothing to a reader."""
-    name, adapter = model.reference.model.path, model.reference.adapter
-    link = f"[{name}](https://huggingface.co/{name})" if model.checkpoint.store.commit else Path(name).name
+    store, adapter = model.checkpoint.store, model.reference.adapter
+    name = store.label.split("@")[0] if store.commit else store.label
+    link = f"[{name}](https://huggingface.co/{name})" if store.commit else Path(name).name
     return f"{link} with the adapter {Path(adapter.path).name}" if adapter else link

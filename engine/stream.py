@@ -52,7 +52,7 @@ class _Collector:
                 self._left[number] = place.nbytes
             part = self._parts[number]
         if len(data):
-            memoryview(part.numpy())[offset - place.offset :][: len(data)] = data
+            memoryview(part.numpy().data)[offset - place.offset :][: len(data)] = data
         with self._changed:
             self._left[number] -= len(data)
             if not self._left[number]:

@@ -191,8 +191,24 @@ def _with_stages(loaded: list[LoadedConfig]) -> LoadedConfig:
             (),
             f"{len(results)} documents are used by no other, and only one can be the result: use this one, or remove it",
         )
+    lost = set(stages) - _reached(results[0], stages) - {results[0].merge.name}
+    if lost:
+        first = min(lost, key=list(stages).index)
+        raise stages[first].error(("name",), f"the result does not use the document '{first}', which goes in a circle")
     results[0].stages = {name: config for name, config in stages.items() if config is not results[0]}
     return results[0]
+
+
+def _reached(result: LoadedConfig, stages: Mapping[str, LoadedConfig]) -> set[str]:
+    """The names of the documents that a result is made of."""
+    found: set[str] = set()
+    waiting = [result]
+    while waiting:
+        for path in _model_paths(waiting.pop().document.value):
+            if path in stages and path not in found:
+                found.add(path)
+                waiting.append(stages[path])
+    return found
 
 
 def _model_paths(value: Any) -> Iterator[str]:

@@ -29,7 +29,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "version": DESCRIPTION_VERSION,
         "digest": plan.digest,
         "method": plan.method.name,
-        "base_model": str(plan.base.reference),
+        "base_model": plan.base_name,
         "dtype": plan.model_config.get("torch_dtype") or plan.model_config.get("dtype"),
         "layers": plan.layers,
         "seed": plan.options.seed,

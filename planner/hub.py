@@ -140,9 +140,10 @@ class HubRepository:
         """
         listing = self._list(self._revision)
         commit = listing.commit
-        if listing.online and "config.json" in listing.sizes:
+        noted = next((name for name in ("config.json", "adapter_config.json") if name in listing.sizes), None)
+        if listing.online and noted is not None:
             with _progress(quiet=True):
-                commit = self._fetch("config.json", self._revision or constants.DEFAULT_REVISION).parent.name
+                commit = self._fetch(noted, self._revision or constants.DEFAULT_REVISION).parent.name
         self._listed = listing if commit == listing.commit else None
         return commit
 

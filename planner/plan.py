@@ -80,6 +80,11 @@ class Plan:
         return (*self.recipes, *self.inner)
 
     @property
+    def base_name(self) -> str:
+        """The base model as the config names it; where it is a stage, the model whose files the stage has."""
+        return str(self.base.reference) if self.base.checkpoint.files else self.base.checkpoint.store.label
+
+    @property
     def predicted_ram(self) -> int:
         """Peak resident bytes beyond what the process takes before its first task."""
         return self.division.fixed + self.schedule.arena

@@ -152,7 +152,7 @@ def schedule(graph: nx.DiGraph[int], capacity: int, pipeline: int = 0) -> Schedu
 
     Nodes carry `kind` (load, compute, save), `bytes` and `position`; names never matter. An edge between two saves says that one
     is written after the other: their steps come in this order, or the later one could hold the place for which the earlier one
-    waits. `pipeline` is how many bytes of ring are useful beyond two of the largest steps. Raises BudgetError, whose `needed`
+    waits. `pipeline` is how many bytes are useful where two of the largest steps need less. Raises BudgetError, whose `needed`
     bytes would do.
     """
     problem = _problem(graph)
@@ -408,7 +408,7 @@ def _needed(walk: _Walk, kept: _Lane) -> int:
 def _place(problem: _Problem, walk: _Walk, kept: _Lane, capacity: int, pipeline: int) -> Schedule:
     lane, places, reused_after = kept.size, kept.places, kept.reused_after
     largest = max(walk.private, default=0)
-    ring = min(capacity - lane, max(2 * largest, pipeline), sum(walk.private))
+    ring = min(capacity - lane, max(2 * largest, pipeline - lane), sum(walk.private))
     offsets, afters = _place_ring(walk.private, ring)
     at = {compute: i for i, compute in enumerate(walk.order)}
     steps, loaded_at = [], {}

@@ -55,4 +55,11 @@ def as_checkpoint(name: str, merge: Merge) -> Checkpoint:
         moved = isinstance(source, InputTensor) and copies_bytes(recipe, kernel_of(recipe))
         tensors[recipe.name] = replace(source, name=recipe.name) if moved and isinstance(source, InputTensor) else recipe
     side = {**merge.side_files, **{n: len(data) for n, data in merge.written_files.items()}}
-    return Checkpoint(name, _StageFiles(name, base.store, merge.written_files), merge.model_config, tensors, (), side)
+    return Checkpoint(
+        name,
+        _StageFiles(base.store.label, base.store, merge.written_files, base.store.commit),
+        merge.model_config,
+        tensors,
+        (),
+        side,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -138,8 +139,10 @@ def test_what_peft_merges(case: str, tmp_path: Path) -> None:
     equal_to_rounding(got, trained.merged)
     own = trained.own
     changed = sum(not torch.equal(got[name], own[name]) for name in own)
-    replaced = "modules_to_save" in config or "bias" in config
-    assert changed > 0 and (replaced or f"changed   {changed} of {len(own)} tensors" in outcome.out), outcome.out
+    said = re.search(r"changed +(\d+) of (\d+) tensors[^;\n]*(?:; (\d+) come from other models alone)?", outcome.out)
+    assert said, outcome.out
+    differing, total, brought = (int(number or 0) for number in said.groups())
+    assert (differing + brought, total) == (changed, len(own)) and changed > 0, outcome.out
     model, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     with torch.no_grad():
@@ -357,6 +360,14 @@ def test_an_adapter_that_changes_nothing_is_said(plain: Trained, tmp_path: Path)
     tensors = {n: t.zero_() if "lora_B" in n else t for n, t in load_file(plain.adapter / WEIGHTS).items()}
     outcome = run(edited(plain, tmp_path, tensors), tmp_path / "out")
     assert "0 of" in outcome.out and "the result is identical to the base model" in outcome.out
+
+
+def test_an_adapter_of_whole_tensors_alone(plain: Trained, tmp_path: Path) -> None:
+    """What it replaces is a change, although nothing is computed."""
+    tensors = {"base_model.model.model.norm.weight": torch.full((32,), 2.0)}
+    outcome = run(edited(plain, tmp_path, tensors, modules_to_save=["norm"]), tmp_path / "out")
+    assert torch.equal(result(tmp_path / "out")["model.norm.weight"], tensors["base_model.model.model.norm.weight"])
+    assert "1 come from other models alone" in outcome.out and "identical" not in outcome.out
 
 
 def test_an_adapter_from_the_hub(plain: Trained, tmp_path: Path) -> None:

@@ -229,9 +229,9 @@ def test_a_file_that_becomes_shorter(two: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize("taken", [False, True])
 def test_an_error_while_tensors_wait(two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
     """Whether the receiver goes on or not, nothing hangs."""
-    from weft.engine import reader
+    from weft.engine.system import read_into
 
-    reads, read_into, go = 0, reader.read_into, threading.Event()
+    reads, go = 0, threading.Event()
 
     def failing(*arguments: Any, **more: Any) -> None:
         nonlocal reads
@@ -241,7 +241,7 @@ def test_an_error_while_tensors_wait(two: tuple[Path, Path], monkeypatch: pytest
             raise EOFError("ends too early")
         read_into(*arguments, **more)
 
-    monkeypatch.setattr(reader, "read_into", failing)
+    monkeypatch.setattr("weft.engine.reader.read_into", failing)
     given = weft.merge(linear(*two), ram="256MiB", workers=1)
     next(given)
     go.set()

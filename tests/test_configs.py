@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cli.command import weft_process
 from cli.models import tensors, write_model
 from hub_server import HubServer
+from vocabularies import word_tokenizer
 from weft.ops.registry import methods
 from weft.planner.config import read_config
 
@@ -30,6 +31,8 @@ NAMES = (
     "cognitivecomputations/dolphin-2.9-llama3-8b",
     "shenzhi-wang/Llama3-8B-Chinese-Chat",
 )
+LLAMAS = ("NousResearch/Hermes-2-Pro-Llama-3-8B", "NousResearch/Meta-Llama-3-8B-Instruct", "NousResearch/Meta-Llama-3-8B")
+ADAPTER = "alignment-handbook/zephyr-7b-sft-qlora"
 PADDING = torch.ones(1024, 1024, dtype=torch.bfloat16)
 """A tensor of 2 MiB: so large that a plan which fetched weights would show."""
 
@@ -41,8 +44,27 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     for seed, name in enumerate(NAMES):
         content = tensors(layers=32, hidden=16, vocabulary=64, seed=seed) | {"model.padding.weight": PADDING}
         write_model(root / name, content, shards=1 + seed % 2, config={"model_type": "mistral", "vocab_size": 64})
-    with HubServer({name: root / name for name in NAMES}) as server:
+    for name, added in zip(LLAMAS, (["<|eot_id|>", "<|im_start|>", "<|im_end|>"], ["<|eot_id|>"], ["<|eot_id|>"]), strict=True):
+        rows = 63 + len(added)
+        content = tensors(layers=32, hidden=16, vocabulary=rows, seed=rows) | {"model.padding.weight": PADDING}
+        write_model(root / name, content, config={"model_type": "llama", "vocab_size": rows})
+        vocabulary = {f"w{number}": number for number in range(63)}
+        tokenizer = word_tokenizer(vocabulary, {token: 63 + number for number, token in enumerate(added)})
+        (root / name / "tokenizer.json").write_text(json.dumps(tokenizer))
+    write_adapter(root / ADAPTER)
+    with HubServer({name: root / name for name in (*NAMES, *LLAMAS, ADAPTER)}) as server:
         yield server
+
+
+def write_adapter(folder: Path) -> None:
+    """Changes one layer, and the large tensor, so that it is large itself."""
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 512, "lora_alpha": 512}))
+    factors = {}
+    for module, size in (("model.padding", 1024), ("model.layers.3.self_attn.q_proj", 16)):
+        factors[f"base_model.model.{module}.lora_A.weight"] = torch.ones(512, size, dtype=torch.bfloat16)
+        factors[f"base_model.model.{module}.lora_B.weight"] = torch.ones(size, 512, dtype=torch.bfloat16) / 512
+    save_file(factors, folder / "adapter_model.safetensors")
 
 
 def test_every_method_has_a_config() -> None:
@@ -103,6 +125,32 @@ def test_people_run_it_as_it_is(name: str, hub: HubServer, tmp_path: Path, monke
         assert (again.code, again.err) == (0, "")
         assert Path("again/model.safetensors").read_bytes() == Path("out/model.safetensors").read_bytes()
     assert len(hub.requests) == requests
+
+
+def test_an_adapter_is_applied(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    outcome = weft_process("run", CONFIGS / "lora.yaml", "out", **settings)
+    assert outcome.code == 0, outcome.err
+    result = load_file("out/model.safetensors")
+    own = tensors(layers=32, hidden=16, vocabulary=64, seed=NAMES.index("mistralai/Mistral-7B-v0.1"))
+    for name, tensor in own.items():
+        assert torch.equal(result[name], tensor + 1 if ".3.self_attn.q_proj" in name else tensor), name
+    assert torch.equal(result["model.padding.weight"], PADDING + 1)
+
+
+def test_vocabularies_are_merged(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    outcome = weft_process("run", CONFIGS / "tokenizer-union.yaml", "out", **settings)
+    assert outcome.code == 0, outcome.err
+    result = load_file("out/model.safetensors")
+    assert json.loads(Path("out/config.json").read_text())["vocab_size"] == 128
+    assert result["model.embed_tokens.weight"].shape == result["lm_head.weight"].shape == (128, 16)
+    tokens = {token["content"]: token["id"] for token in json.loads(Path("out/tokenizer.json").read_text())["added_tokens"]}
+    assert tokens == {"<|eot_id|>": 63, "<|im_start|>": 64, "<|im_end|>": 65}
+    assert torch.isfinite(result["model.embed_tokens.weight"]).all()
+    assert "<|start_header_id|>" in json.loads(Path("out/tokenizer_config.json").read_text())["chat_template"]
 
 
 def expected(name: str, result: dict[str, torch.Tensor]) -> None:

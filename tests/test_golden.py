@@ -24,7 +24,7 @@ from weft.ops.registry import methods
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.name for path in (GOLDEN / "cases").iterdir())
 RANDOM = {"dare_linear", "della", "della_linear"}
-"""Their random numbers are others than the reference tool's, so no result can be the same (dare_ties has a case that keeps all)."""
+"""Their random numbers are others than the reference tool's, so no result can agree (dare_ties has a case that keeps all)."""
 
 
 def weft_run(config: Path, out: Path, *arguments: str) -> str:

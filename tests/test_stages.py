@@ -317,14 +317,7 @@ LARGE: dict[str, list[Document]] = {
     "slerp into ties": [slerp("a", "b", name="one"), slerp("c", "d", name="two"), tuned("ties", "a", "one", "two")],
 }
 
-_PIPELINED = pytest.mark.xfail(
-    reason="the ring gets its 128 MiB of pipelining beside the kept intermediates: planner/schedule._place", strict=True
-)
-MEMORY = [
-    pytest.param(chain, ram, marks=[_PIPELINED] if chain == "linear" and ram > 128 else [])
-    for chain in LARGE
-    for ram in (64, 256, 1024, 4096)
-]
+MEMORY = [(chain, ram) for chain in LARGE for ram in (64, 256, 1024, 4096)]
 
 
 @pytest.mark.parametrize(("chain", "mebibytes"), MEMORY)
@@ -357,7 +350,7 @@ def test_continues_after_an_interruption(tmp_path: Path, models: dict[str, str],
         merge(text, out, stop, ram=ram)
     assert not (out / "model.safetensors").exists()
     summary = merge(text, out, ram=512 * MIB, workers=2)
-    assert summary.reused >= 3 and summary.computed > 0
+    assert summary.reused >= 3  # perhaps all: what was written when the run was stopped became durable
     assert hashes(out) == hashes(tmp_path / "undisturbed")
     assert run(plan(text), out) is None, "there is nothing left to do"
 
@@ -404,7 +397,6 @@ def test_a_circle_of_one(models: dict[str, str]) -> None:
     assert refused(text, models) == "config, line 4, models[0].model: the stages go in a circle: one → one"
 
 
-@pytest.mark.xfail(reason="documents that the result does not use are dropped silently: planner/config._with_stages", strict=True)
 @pytest.mark.parametrize(
     "text",
     [
@@ -503,7 +495,6 @@ def test_only_real_models_are_listed(tmp_path: Path, models: dict[str, str]) -> 
     assert text.strip() in card
 
 
-@pytest.mark.xfail(reason="the card names the stage: engine/finish.model_card and planner/describe", strict=True)
 def test_the_base_model_that_is_named_is_a_real_one(tmp_path: Path, models: dict[str, str]) -> None:
     merge(text_of([linear("a", "b", name="one"), slerp("one", "c")], models), tmp_path / "out")
     assert "Base model: one\n" not in (tmp_path / "out" / "README.md").read_text()

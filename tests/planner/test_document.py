@@ -60,7 +60,7 @@ def plain(value: object) -> bool:
 @settings(max_examples=100, deadline=None)
 @given(PLAIN)
 def test_plain_values_come_back_as_they_were(value: Any) -> None:
-    text = yaml.safe_dump(value, allow_unicode=True)
+    text = yaml.safe_dump(value)
     assert [document.value for document in parse(text, "merge.yaml")] == [value]
 
 

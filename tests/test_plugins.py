@@ -1,0 +1,234 @@
+"""CONTRIBUTING.md, done: a method in a file of ops/, and one in a package of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from cli.command import Outcome
+from merges import environment, small_tensors, write_model
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def block(section: str, language: str) -> str:
+    """The one fenced block of a language in a section, as it stands."""
+    body = TEXT.split(f"## {section}\n")[1].split("\n## ")[0]
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", body, re.DOTALL | re.MULTILINE)
+    return str(found)
+
+
+PACKAGE = "Add a method in a package of its own"
+INSTALL = """
+import sys
+from setuptools import setup
+setup(script_args=["-q", "build", "-b", sys.argv[2], "install_lib", "-d", sys.argv[1], "install_egg_info", "-d", sys.argv[1]])
+"""
+"""What `pip install --no-deps --no-build-isolation --target` does, in a third of the time."""
+
+
+def install(source: Path, target: Path, project: str, modules: Mapping[str, str]) -> Path:
+    """Install a package made of these files into folder `target`, without any network."""
+    source.mkdir()
+    (source / "pyproject.toml").write_text(project)
+    for name, text in modules.items():
+        (source / f"{name}.py").write_text(text)
+    command = [sys.executable, "-c", INSTALL, str(target), str(source / "build")]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which the package of CONTRIBUTING.md is installed."""
+    root = tmp_path_factory.mktemp("package")
+    return install(root / "source", root / "site", block(PACKAGE, "toml"), {"weft_clipped_mean": block(PACKAGE, "python")})
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three models with a tensor of several tiles, and one without elements."""
+    root, made = tmp_path_factory.mktemp("models"), {}
+    for seed, name in enumerate(("base", "one", "two"), 1):
+        chance = torch.Generator().manual_seed(seed)
+        large = torch.randn((90_001, 16), generator=chance) ** 3
+        tensors = {**small_tensors(seed), "model.embed_tokens.weight": large, "model.empty": torch.empty((0, 4))}
+        made[name] = write_model(root / name, tensors)
+    return made
+
+
+def weft(path: Path, *arguments: str | Path) -> Outcome:
+    """In a process of its own that finds what is installed in `path`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "weft", *map(str, arguments)],
+        env={**environment(), "PYTHONPATH": str(path)},
+        cwd=path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def run_in_two_budgets(path: Path, config: Mapping[str, Any], root: Path) -> dict[str, torch.Tensor]:
+    """The result, which must be the same in the smallest budget, where it is cut into tiles, and in a large one."""
+    file, seen = root / "config.yaml", set()
+    file.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+    needed = re.search(r"--ram (\d+MiB) would do", weft(path, "plan", file, "--ram", "1MiB", "-j", "1").line)
+    assert needed
+    tiled = []
+    for ram, workers in ((needed[1], "1"), ("1GiB", "3")):
+        about = json.loads(weft(path, "plan", file, "--ram", ram, "-j", workers, "--json").out)
+        tiled.append(about["tiled_tensors"])
+        assert about["method"] == config["merge_method"]
+        done = weft(path, "run", file, root / f"out-{ram}", "--ram", ram, "-j", workers)
+        assert done.code == 0, done.err
+        seen.add(hashlib.sha256((root / f"out-{ram}" / "model.safetensors").read_bytes()).hexdigest())
+    assert tiled == [1, 0] and len(seen) == 1
+    return load_file(root / "out-1GiB" / "model.safetensors")
+
+
+# In a package.
+
+
+def test_the_package_brings_its_method(site: Path) -> None:
+    listed = weft(site, "methods")
+    assert listed.code == 0, listed.err
+    assert re.search(r"^clipped_mean +Mean of the models without its outliers\. +1 or more models", listed.out, re.MULTILINE)
+    assert "largest element, in root mean squares (global; 3)" in listed.out
+    assert "clipped_mean" in json.loads(weft(site, "schema").out)["properties"]["merge_method"]["enum"]
+    assert "clipped_mean" not in weft(ROOT / "docs", "methods").out
+
+
+def test_the_package_merges(site: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    config = yaml.safe_load(block(PACKAGE, "yml"))
+    for model, name in zip(config["models"], ("one", "two"), strict=True):
+        model["model"] = str(models[name])
+    merged = run_in_two_budgets(site, config, tmp_path)
+    one, two = (load_file(models[name] / "model.safetensors") for name in ("one", "two"))
+    for name, tensor in merged.items():
+        mean = (one[name].double() + two[name].double()) / 2
+        bound = float(2.5 * mean.square().mean().sqrt()) if mean.numel() else 0.0
+        assert torch.allclose(tensor.double(), mean.clamp(-bound, bound), rtol=1e-6, atol=1e-7), name
+    assert merged["model.embed_tokens.weight"].abs().max() < one["model.embed_tokens.weight"].abs().max() / 4
+
+
+def test_the_package_in_a_stage(site: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    """Its method takes a result from memory, and hands one on."""
+    one, two = (str(models[name]) for name in ("one", "two"))
+    text = yaml.safe_dump({"merge_method": "clipped_mean", "models": [{"model": one}, {"model": two}], "name": "first"})
+    text += "---\n" + yaml.safe_dump({"merge_method": "clipped_mean", "models": [{"model": "first"}, {"model": one}]})
+    (tmp_path / "stages.yaml").write_text(text)
+    assert weft(site, "run", tmp_path / "stages.yaml", tmp_path / "out", "--ram", "256MiB").code == 0
+    a, b = (load_file(Path(model) / "model.safetensors")["model.norm.weight"].double() for model in (one, two))
+
+    def clipped(x: torch.Tensor) -> torch.Tensor:
+        bound = float(3 * x.square().mean().sqrt())
+        return x.clamp(-bound, bound)
+
+    expected = clipped((clipped((a + b) / 2) + a) / 2)
+    merged = load_file(tmp_path / "out" / "model.safetensors")["model.norm.weight"]
+    assert torch.allclose(merged.double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_its_parameters_are_checked(site: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    config = {"merge_method": "clipped_mean", "models": [{"model": str(models["one"])}], "parameters": {"limt": 2}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "did you mean 'limit'?" in weft(site, "plan", tmp_path / "config.yaml").line
+    config["parameters"] = {"limit": -1}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "limit" in weft(site, "plan", tmp_path / "config.yaml").line
+
+
+CASES = {
+    "a clash": (
+        'METHOD = replace(methods["linear"], kernel=None)',
+        r"the entry point odd = 'weft_odd:METHOD' in weft\.methods of the package weft-odd brings a method 'linear', "
+        r"which there is already: .+",
+    ),
+    "no method": (
+        'METHOD = "linear"',
+        r"the entry point odd = 'weft_odd:METHOD' in weft\.methods of the package weft-odd is of type str, "
+        r"not weft\.ops\.declare\.Method",
+    ),
+    "no method among several": ("METHOD = (1, 2)", r"the entry point odd = .+ is of type int, not weft\.ops\.declare\.Method"),
+    "no such name": ("", r"the entry point odd = .+ cannot be loaded: AttributeError: .+METHOD.+"),
+    "an import that fails": ("import no_such_module", r"the entry point odd = .+ cannot be loaded: ModuleNotFoundError: .+"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_entry_points_that_bring_no_new_method(models: dict[str, Path], tmp_path: Path, case: str) -> None:
+    text, message = CASES[case]
+    site = tmp_path / "site"
+    (site / "weft_odd-1.0.dist-info").mkdir(parents=True)
+    (site / "weft_odd-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: weft-odd\nVersion: 1.0\n")
+    (site / "weft_odd-1.0.dist-info" / "entry_points.txt").write_text("[weft.methods]\nodd = weft_odd:METHOD\n")
+    head = "from dataclasses import replace\nfrom weft.ops.linear import METHODS\nmethods = {m.name: m for m in METHODS}\n"
+    (site / "weft_odd.py").write_text(head + text + "\n")
+    outcome = weft(site, "methods")
+    assert outcome.code == 2 and re.fullmatch(message, outcome.line), outcome.err
+    if case == "a clash":
+        config = {"merge_method": "passthrough", "models": [{"model": str(models["one"])}]}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        assert weft(site, "plan", tmp_path / "config.yaml").line == outcome.line
+
+
+# In ops/.
+
+
+def test_a_file_in_ops(models: dict[str, Path], tmp_path: Path) -> None:
+    """In a copy of the package, made of links, that has one file more."""
+    copy = tmp_path / "copy" / "weft"
+    (copy / "ops").mkdir(parents=True)
+    for room, target in ((ROOT, copy), (ROOT / "ops", copy / "ops")):
+        for path in room.iterdir():
+            if path.suffix == ".py" or path.name in ("cli", "engine", "planner"):
+                (target / path.name).symlink_to(path)
+    (copy / "ops" / "clamp_merge.py").write_text(block("Add a merge method", "python"))
+    assert "clamp_merge" in weft(copy.parent, "methods").out
+    config = {
+        "merge_method": "clamp_merge",
+        "base_model": str(models["base"]),
+        "models": [{"model": str(models[name])} for name in ("one", "two")],
+        "parameters": {"limit": 0.5},
+    }
+    # A map alone is cut into tiles only in the least budget.
+    merged = run_in_two_budgets(copy.parent, config, tmp_path)
+    base, one, two = (load_file(models[name] / "model.safetensors") for name in ("base", "one", "two"))
+    for name, tensor in merged.items():
+        learned = (one[name].double() + two[name].double()) / 2 - base[name].double()
+        assert torch.allclose(tensor.double(), base[name].double() + learned.clamp(-0.5, 0.5), rtol=1e-5, atol=1e-5), name
+
+
+def test_the_blocks_are_as_they_should_be(tmp_path: Path) -> None:
+    """What people copy passes the project's own checks."""
+    for number, section in enumerate(("Add a merge method", PACKAGE)):
+        (tmp_path / f"block_{number}.py").write_text(block(section, "python"))
+    settings = ["--config", str(ROOT / "pyproject.toml"), "--ignore", "D102,D103,I001"]
+    command = [sys.executable, "-m", "ruff", "check", *settings, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "RUFF_NO_CACHE": "true"})
+    assert done.returncode == 0, done.stdout + done.stderr
