@@ -330,6 +330,22 @@ def test_the_peak_is_no_higher_than_the_largest_stages(large: dict[str, str], ch
     assert together <= max(alone) <= mebibytes * MIB, f"{together / MIB:.1f} MiB, alone {[n / MIB for n in alone]}"
 
 
+@pytest.mark.parametrize("chain", LARGE)
+def test_the_peak_is_higher_only_where_a_stage_is_held_whole(tmp_path: Path, chain: str) -> None:
+    """docs/stages.md, the second exception: models of which one tensor is most."""
+    lopsided = {name: headers_only(tmp_path / name, 1, 256, 512, 90_000) for name in "abcdef"}
+    for mebibytes in (128, 512, 2048):
+        made = []
+        for document in LARGE[chain]:
+            places = {**lopsided, "one": lopsided["e"], "two": lopsided["f"]}
+            made.append(plan(text_of([document], places), ram=mebibytes * MIB, workers=2))
+        together = plan(text_of(LARGE[chain], lopsided), ram=mebibytes * MIB, workers=2)
+        largest = max(made, key=lambda alone: alone.predicted_ram)
+        buffers = sum(data["bytes"] for _, data in largest.graph.nodes(data=True))
+        assert together.predicted_ram <= mebibytes * MIB
+        assert together.predicted_ram <= largest.predicted_ram or largest.schedule.arena == buffers
+
+
 # Interruptions.
 
 
