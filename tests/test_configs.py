@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,8 +72,29 @@ def write_adapter(folder: Path) -> None:
 
 def test_every_method_has_a_config() -> None:
     used = {read_config(path).merge.merge_method for path in CONFIGS.glob("*.yaml")}
-    assert used >= {"linear", "slerp", "passthrough", "task_arithmetic", "ties", "dare_linear", "dare_ties"}
-    assert used <= set(methods())
+    assert used == set(methods())
+
+
+RUN_ALL = """
+import sys, weft
+from pathlib import Path
+for config in sys.argv[2:]:
+    out = Path(sys.argv[1]) / Path(config).stem
+    summary = weft.run(weft.plan(config, ram="256MiB"), out)
+    print(out.name, summary.tensors, summary.nan + summary.inf, (out / "weft.json").is_file())
+"""
+
+
+def test_every_methods_config_runs(hub: HubServer, tmp_path: Path) -> None:
+    """In one process, which starts and downloads once."""
+    wanted = sorted(CONFIGS / f"{name}.yaml" for name in methods())
+    settings = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", RUN_ALL, str(tmp_path), *map(str, wanted)]
+    outcome = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=300)
+    assert outcome.returncode == 0, outcome.stderr
+    lines = [line.split() for line in outcome.stdout.splitlines()]
+    assert [line[0] for line in lines] == [path.stem for path in wanted]
+    assert all(int(line[1]) > 32 and line[2:] == ["0", "True"] for line in lines), outcome.stdout
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "demo"))
