@@ -83,22 +83,14 @@ ANSWERS: Mapping[str, str] = {
 """One line for each accepted flag of other tools."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pasted:
-    """Flags of pasted command lines, as given."""
+_ON_BY_DEFAULT = {"write_model_card", "safe_serialization"}
 
-    given: tuple[str, ...]
 
-    @classmethod
-    def of(cls, **flags: bool | str | None) -> Pasted:
-        """Those that were given; the two on by default count when turned off."""
-        on_by_default = {"write_model_card", "safe_serialization"}
-        return cls(tuple(name for name, value in flags.items() if (not value if name in on_by_default else value)))
-
-    def explain(self) -> None:
-        """One line each on stderr."""
-        for name in self.given:
-            print(f"weft: {ANSWERS[name]}", file=sys.stderr)
+def explain_pasted(given: Mapping[str, object]) -> None:
+    """One line on stderr for each flag of pasted command lines in a command's arguments; those on by default count when off."""
+    for name, answer in ANSWERS.items():
+        if bool(given[name]) is not (name in _ON_BY_DEFAULT):
+            print(f"weft: {answer}", file=sys.stderr)
 
 
 @dataclass(frozen=True, slots=True)

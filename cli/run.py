@@ -38,21 +38,7 @@ def run(
 ) -> None:
     """Merge. Interrupted at any point, the same command continues where it stopped."""
     if not quiet:
-        o.Pasted.of(
-            cuda=cuda,
-            allow_crimes=allow_crimes,
-            lazy_unpickle=lazy_unpickle,
-            trust_remote_code=trust_remote_code,
-            low_cpu_memory=low_cpu_memory,
-            read_to_gpu=read_to_gpu,
-            clone_tensors=clone_tensors,
-            multi_gpu=multi_gpu,
-            async_write=async_write,
-            write_model_card=write_model_card,
-            safe_serialization=safe_serialization,
-            lora_merge_cache=lora_merge_cache,
-            transformers_cache=transformers_cache,
-        ).explain()
+        o.explain_pasted(locals())
     wishes = o.Wishes(ram, vram, "cuda" if cuda and device is None else device, workers, out_shard_size, seed, copy_tokenizer)
     plan = o.compile_plan(config, wishes)
     from ..engine.run import run as execute
