@@ -20,3 +20,11 @@ def weighted_sum(x: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     for row, weight in used[1:]:
         total.add_(row, alpha=weight)
     return total
+
+
+def elect_signs(vectors: Sequence[Tensor], out: Tensor) -> Tensor:
+    """The sign of the sum, element by element, over `out`: +1 where the sum is not negative, else -1 (Yadav et al. 2023)."""
+    out.copy_(vectors[0])
+    for vector in vectors[1:]:
+        out.add_(vector)
+    return out.ge_(0.0).mul_(2.0).sub_(1.0)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .combine import elect_signs
 from .declare import Arguments, BaseRole, Kernel, Method, Parameter, Scratch, Statistic
 from .gram import Vectors, task_vectors
 from .select import COUNTER_BYTES, CountEqual, CountHigh, CountLow, Cut, mark_selected
@@ -126,10 +127,7 @@ def _kernel(arguments: Arguments) -> Kernel:
         if selects:
             _keep_selected(deltas, statistics[3][0], start, scratch)
         sign, spare, weight = scratch.row(_SIGN), scratch.row(_SPARE), scratch.row(_VARIANCE).zero_()
-        sign.copy_(deltas[0])
-        for delta in deltas[1:]:
-            sign.add_(delta)
-        sign.ge_(0.0).mul_(2.0).sub_(1.0)
+        elect_signs(deltas, sign)
         total = None
         for delta, share in zip(deltas, statistics[-1], strict=True):
             delta.mul_(sign)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .combine import elect_signs
 from .declare import Arguments, BaseRole, Kernel, Method, Parameter, Scratch
 from .sparsify import SCRATCH_ROWS, Sparsify, at_random, at_random_by_rank, by_magnitude, keep_all, without_outliers
 
@@ -63,11 +64,7 @@ def _sum_of_agreeing(vectors: Sequence[Tensor], weights: Sequence[float], normal
     import torch
 
     sign, spare, share = (scratch.row(SCRATCH_ROWS + i) for i in range(3))
-    sign.copy_(vectors[0])
-    for vector in vectors[1:]:
-        sign.add_(vector)
-    # +1 where the sum is not negative, else -1. Multiplied by it, the agreeing elements are the positive ones.
-    sign.ge_(0.0).mul_(2.0).sub_(1.0)
+    elect_signs(vectors, sign)  # multiplied by it, the agreeing elements are the positive ones
     for vector in vectors:
         vector.mul_(sign)
     if normalize:
