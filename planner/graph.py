@@ -133,6 +133,7 @@ def tree_of(number: int, recipes: Sequence[Recipe], kernels: Sequence[Kernel], i
 def tile_elements(tree: Tree, capacity: int) -> int:
     """Elements of one tile so that two tiles' buffers fit `capacity` bytes: one is read while the other is computed.
 
+    Where only one of the smallest fits, tiles are read and computed in turn.
     Raises BudgetError, whose `needed` is the capacity that would do, where not even the smallest tile fits.
     """
     size = tree.output.arguments.size
@@ -145,8 +146,8 @@ def tile_elements(tree: Tree, capacity: int) -> int:
     parts = (share - fixed) // max(tree_bytes(tree, tree.part) - fixed, 1)
     if parts <= 0:
         smallest = _least_bytes(tree)
-        if smallest > capacity // 2:
-            raise BudgetError(f"tensor '{tree.output.name}' needs two tiles of {smallest} bytes", 2 * smallest)
+        if smallest > capacity:
+            raise BudgetError(f"tensor '{tree.output.name}' needs tiles of {smallest} bytes", smallest)
         parts = 1
     return parts * tree.part
 

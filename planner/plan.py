@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -26,7 +27,7 @@ from .schedule import Schedule, schedule
 from .shards import OutputPlace, Shard, lay_out
 from .sizes import format_size
 from .sources import Model
-from .stages import as_checkpoint
+from .stages import alone, as_checkpoint
 from .store import Store
 
 DEFAULT_SHARD = 5 * 10**9
@@ -50,7 +51,8 @@ class Plan:
     """A compiled merge.
 
     `recipes` are the output tensors' in order, `inner` those of inputs that are computed in memory; tasks number them in this
-    order, and `kernels` has one for each. `stores` has the models and adapters that are read, by name.
+    order, and `kernels` has one for each. `stores` has the models and adapters that are read, by name. `limit` is the memory
+    beyond which the schedule goes only if it must: that of the largest stage, or the budget.
     """
 
     config: LoadedConfig
@@ -65,6 +67,7 @@ class Plan:
     graph: nx.DiGraph[int]
     schedule: Schedule
     division: Division
+    limit: int
     shards: tuple[Shard, ...]
     places: tuple[OutputPlace, ...]
     model_config: Mapping[str, Any]
@@ -128,9 +131,12 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
 
     Raises ConfigError and CheckpointError for what cannot be merged, BudgetError where the budget is too small.
     """
+    stages: list[tuple[Recipe, ...]] = []
 
     def compile_stage(stage: LoadedConfig) -> Any:
-        return as_checkpoint(stage.merge.name or "", compile_merge(stage, models, options.seed))
+        compiled = compile_merge(stage, models, options.seed)
+        stages.append(compiled.recipes)
+        return as_checkpoint(stage.merge.name or "", compiled)
 
     models = Models(options.commits, config.stages, compile_stage)
     merge: Merge = compile_merge(config, models, options.seed)
@@ -138,7 +144,11 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
     inner = _inner(recipes)
     kernels = tuple(kernel_of(recipe) for recipe in (*recipes, *inner))
     division = divide(options.budget, kernels, [len(recipe.inputs) for recipe in (*recipes, *inner)])
-    graph, order = _schedule(recipes, inner, kernels, range(len(recipes)), options.budget, division)
+    limit = options.budget.ram
+    if stages:
+        with suppress(BudgetError):  # what is too little for a stage is too little for all: the whole says how much it needs
+            limit = _largest_alone([*stages, recipes], options.budget)
+    graph, order = _schedule(recipes, inner, kernels, range(len(recipes)), options.budget, division, limit)
     shards, places = lay_out(recipes, options.shard_size)
     notes = [*models.notes, *merge.notes]
     custom = sorted(name for name in merge.base.checkpoint.store.sizes() if name.endswith(".py"))
@@ -158,6 +168,7 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
         graph=graph,
         schedule=order,
         division=division,
+        limit=limit,
         shards=shards,
         places=places,
         model_config=merge.model_config,
@@ -173,7 +184,7 @@ def remaining(plan: Plan, numbers: Sequence[int]) -> tuple[nx.DiGraph[int], Sche
     """The graph and schedule of some of a plan's recipes only: of what is not on the disk yet."""
     if len(numbers) == len(plan.recipes):
         return plan.graph, plan.schedule
-    return _schedule(plan.recipes, plan.inner, plan.kernels, numbers, plan.options.budget, plan.division)
+    return _schedule(plan.recipes, plan.inner, plan.kernels, numbers, plan.options.budget, plan.division, plan.limit)
 
 
 def _inner(recipes: Iterable[Recipe]) -> tuple[Recipe, ...]:
@@ -191,6 +202,21 @@ def _inner(recipes: Iterable[Recipe]) -> tuple[Recipe, ...]:
     return tuple(found.values())
 
 
+def _largest_alone(stages: Sequence[Sequence[Recipe]], budget: Budget) -> int:
+    """The most memory that any of a config's stages would take if the ones before it were models on the disk."""
+    results = {recipe.digest for stage in stages for recipe in stage}
+    most = 0
+    for stage in stages:
+        recipes = alone(stage, results)
+        inner = _inner(recipes)
+        every = (*recipes, *inner)
+        kernels = tuple(kernel_of(recipe) for recipe in every)
+        division = divide(budget, kernels, [len(recipe.inputs) for recipe in every])
+        _, order = _schedule(recipes, inner, kernels, range(len(recipes)), budget, division, budget.ram)
+        most = max(most, division.fixed + order.arena)
+    return most
+
+
 def _schedule(
     recipes: Sequence[Recipe],
     inner: Sequence[Recipe],
@@ -198,11 +224,19 @@ def _schedule(
     numbers: Sequence[int],
     budget: Budget,
     division: Division,
+    limit: int,
 ) -> tuple[nx.DiGraph[int], Schedule]:
     number_of = {recipe.digest: len(recipes) + i for i, recipe in enumerate(inner)}
+
+    def within(pool: int) -> tuple[nx.DiGraph[int], Schedule]:
+        graph = build_graph([*recipes, *inner], kernels, numbers, max(pool, 0), number_of)
+        return graph, schedule(graph, max(pool, 0), PIPELINE)
+
+    if limit < budget.ram:
+        with suppress(BudgetError):
+            return within(limit - division.fixed)
     try:
-        graph = build_graph([*recipes, *inner], kernels, numbers, max(division.pool, 0), number_of)
-        return graph, schedule(graph, max(division.pool, 0), PIPELINE)
+        return within(division.pool)
     except BudgetError as error:
         needed = error.needed + division.fixed
         mebibytes = -(-needed // (1 << 20))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from .catalog import Checkpoint, InputTensor
+from .catalog import Checkpoint, InputTensor, WeightFile
 from .compile import Merge
+from .dtypes import ITEM_SIZES
 from .graph import copies_bytes
 from .kernels import kernel_of
-from .recipe import Recipe
+from .recipe import Recipe, Source
 from .store import Store
 
 
@@ -63,3 +64,21 @@ def as_checkpoint(name: str, merge: Merge) -> Checkpoint:
         (),
         side,
     )
+
+
+def alone(stage: Sequence[Recipe], results: Collection[str]) -> tuple[Recipe, ...]:
+    """A stage's recipes as if the other stages' results, known by their digests, were tensors of files."""
+
+    def source(wanted: Source) -> Source:
+        if not isinstance(wanted, Recipe):
+            return wanted
+        if wanted.digest not in results:  # computed within the stage: an adapter, moved rows
+            return apart(wanted)
+        file = WeightFile("", wanted.digest, 0, "")
+        nbytes = ITEM_SIZES[wanted.dtype] * wanted.arguments.size
+        return InputTensor(wanted.name, wanted.dtype, wanted.shape, file, 0, nbytes)
+
+    def apart(recipe: Recipe) -> Recipe:
+        return replace(recipe, inputs=tuple(source(wanted) for wanted in recipe.inputs))
+
+    return tuple(apart(recipe) for recipe in stage)

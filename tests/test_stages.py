@@ -182,7 +182,7 @@ def test_the_same_as_one_by_one(tmp_path: Path, models: dict[str, str], chain: s
     text = text_of(documents, models)
     least = smallest(text)
     made = plan(text, ram=least, seed=7)
-    assert tiles(made) > 1 and tiles(plan(text)) == 1
+    assert tiles(made) > 1
     assert made.predicted_ram <= least
     for ram, workers in ((512 * MIB, 2), (least, 1)):
         out = tmp_path / f"out-{ram}"
@@ -330,20 +330,20 @@ def test_the_peak_is_no_higher_than_the_largest_stages(large: dict[str, str], ch
     assert together <= max(alone) <= mebibytes * MIB, f"{together / MIB:.1f} MiB, alone {[n / MIB for n in alone]}"
 
 
+SMALL = {"small": (1, 256, 512, 1_000), "of one tensor mostly": (1, 256, 512, 90_000)}
+
+
+@pytest.mark.parametrize("shape", SMALL)
 @pytest.mark.parametrize("chain", LARGE)
-def test_the_peak_is_higher_only_where_a_stage_is_held_whole(tmp_path: Path, chain: str) -> None:
-    """docs/stages.md, the second exception: models of which one tensor is most."""
-    lopsided = {name: headers_only(tmp_path / name, 1, 256, 512, 90_000) for name in "abcdef"}
+def test_the_peak_is_no_higher_where_a_stage_is_held_whole(tmp_path: Path, chain: str, shape: str) -> None:
+    models = {name: headers_only(tmp_path / name, *SMALL[shape]) for name in "abcdef"}
     for mebibytes in (128, 512, 2048):
-        made = []
+        alone = []
         for document in LARGE[chain]:
-            places = {**lopsided, "one": lopsided["e"], "two": lopsided["f"]}
-            made.append(plan(text_of([document], places), ram=mebibytes * MIB, workers=2))
-        together = plan(text_of(LARGE[chain], lopsided), ram=mebibytes * MIB, workers=2)
-        largest = max(made, key=lambda alone: alone.predicted_ram)
-        buffers = sum(data["bytes"] for _, data in largest.graph.nodes(data=True))
-        assert together.predicted_ram <= mebibytes * MIB
-        assert together.predicted_ram <= largest.predicted_ram or largest.schedule.arena == buffers
+            places = {**models, "one": models["e"], "two": models["f"]}
+            alone.append(plan(text_of([document], places), ram=mebibytes * MIB, workers=2).predicted_ram)
+        together = plan(text_of(LARGE[chain], models), ram=mebibytes * MIB, workers=2)
+        assert together.predicted_ram <= max(alone), f"{together.predicted_ram / MIB:.1f} MiB, alone {[n / MIB for n in alone]}"
 
 
 # Interruptions.
