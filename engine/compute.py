@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..ops.declare import Kernel, Statistic
+from ..ops.declare import Kernel, Sampling, Statistic
+from ..planner.dtypes import ITEM_SIZES
 from .journal import Facts
-from .workspace import Workspace
+from .scan import Scanner
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+if TYPE_CHECKING:
+    import torch
+
+    from .workspace import Workspace
+
+
+def arithmetic() -> AbstractContextManager[object]:
+    """Within it, torch keeps no books for gradients."""
+    import torch
+
+    return torch.inference_mode()
 
 
 def part_ranges(count: int, part: int) -> list[tuple[int, int]]:
@@ -66,8 +76,10 @@ def gather(
     """The partial statistic of elements `low` to `high` of a tile."""
     total: Any = None
     space.arrange(len(tile.views), kernel)
-    for begin in range(low, high, kernel.block):
-        rows = space.load(tile.views, begin, min(begin + kernel.block, high), tile.cast)
+    stride = statistic.stride if isinstance(statistic, Sampling) else 1
+    for begin in range(low, high, kernel.block * stride):
+        first = begin + -(tile.start + begin) % stride
+        rows = space.load(tile.views, first, min(begin + kernel.block * stride, high), tile.cast, stride)
         partial = statistic.block(rows, tile.start + begin, space, earlier)
         total = partial if begin == low else statistic.merge(total, partial)
     return total
@@ -81,54 +93,24 @@ def transform(
     high: int,
     space: Workspace,
     statistics: Sequence[Any],
-    base: int | None,
-) -> Facts:
-    """Compute elements `low` to `high` of a tile into `out`; `base` is the input that is the base model's own tensor."""
-    facts = Facts()
+) -> None:
+    """Compute elements `low` to `high` of a tile into `out`."""
     space.arrange(len(tile.views), kernel)
     for begin in range(low, high, kernel.block):
         end = min(begin + kernel.block, high)
         rows = space.load(tile.views, begin, end, tile.cast)
-        result = kernel.map(rows, tile.start + begin, space, statistics)
-        space.store(result, out[begin:end])
-        nan, inf = _nonfinite(result, out[begin:end])
-        compared, differing = _differing(out[begin:end], tile.views[base][begin:end], space) if base is not None else (0, 0)
-        facts += Facts(compared, differing, nan, inf)
-    return facts
+        space.store(kernel.map(rows, tile.start + begin, space, statistics), out[begin:end])
 
 
-def examine(kernel: Kernel, view: torch.Tensor, low: int, high: int, is_base: bool, space: Workspace) -> Facts:
-    """The facts of elements that are copied as they are."""
-    facts = Facts(compared=high - low if is_base else 0)
-    if not view.is_floating_point():
-        return facts
-    space.arrange(1, kernel)
-    for begin in range(low, high, kernel.block):
-        piece = view[begin : min(begin + kernel.block, high)]
-        rows = space.load([piece], 0, len(piece), None)
-        facts += Facts(0, 0, *_nonfinite(rows[0], piece))
-    return facts
+def as_written(view: torch.Tensor, dtype: torch.dtype) -> Callable[[int, int], memoryview]:
+    """The bytes of a run of an input's elements as they stand in a tensor of `dtype`."""
+    import torch
+
+    return lambda low, high: view[low:high].to(dtype).view(torch.uint8).numpy().data
 
 
-def _nonfinite(wide: torch.Tensor, out: torch.Tensor) -> tuple[int, int]:
-    """How many NaN and Inf `out` has; its float32 form's sum, quickly had, is finite unless there are some or it overflowed."""
-    limit = torch.finfo(out.dtype).max
-    if limit >= torch.finfo(torch.float32).max / 2 and torch.isfinite(wide.sum()):
-        return 0, 0
-    if limit < torch.finfo(torch.float32).max / 2 and torch.isfinite(out.sum(dtype=torch.float32)):
-        return 0, 0
-    return int(torch.isnan(out).sum()), int(torch.isinf(out).sum())
-
-
-def _differing(out: torch.Tensor, base: torch.Tensor, space: Workspace) -> tuple[int, int]:
-    """Elements compared, and how many of them are not the base model's, bit for bit after rounding."""
-    if out.dtype != base.dtype:
-        base = base.to(out.dtype)
-    kind = _INTEGERS[out.element_size()]
-    a, b = out.view(kind), base.view(kind)
-    if torch.equal(a, b):
-        return len(out), 0
-    if space.device.type != "cpu" or out.element_size() > 4:
-        return len(out), int(torch.count_nonzero(a != b))
-    unequal = space.spare().view(kind)[: len(out)]  # 0 and 1 in a row of scratch count faster than truth values
-    return len(out), int(torch.ne(a, b, out=unequal).sum(dtype=torch.int32))
+def examine(data: memoryview, dtype: str, base: memoryview | None, scanner: Scanner) -> Facts:
+    """The facts of elements of a safetensors dtype; `base`: the base model's own, in the same dtype."""
+    compared = len(data) // ITEM_SIZES[dtype] if base is not None else 0
+    differing = scanner.differing(data, base, dtype) if base is not None and base is not data else 0
+    return Facts(compared, differing, *scanner.nonfinite(data, dtype))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-
-import torch
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..errors import ConfigError
 
@@ -19,6 +19,8 @@ def choose_device(wanted: str) -> str:
     match = re.fullmatch(r"cuda(?::(\d+))?", wanted)
     if match is None:
         raise ConfigError(f"--device {wanted}: choose auto, cpu, cuda or cuda:N")
+    import torch
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     index = int(match[1] or 0)
     if index >= count:
@@ -30,16 +32,36 @@ def free_device_memory(device: str) -> int:
     """Free bytes of a CUDA device; 0 for the CPU, whose memory is RAM."""
     if device == "cpu":
         return 0
+    import torch
+
     free, _ = torch.cuda.mem_get_info(torch.device(device))
     return int(free)
 
 
-def reset_device_memory(device: torch.device) -> None:
+def reset_device_memory(device: str) -> None:
     """Let `peak_device_memory` count from now on."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if device != "cpu":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(torch.device(device))
 
 
-def peak_device_memory(device: torch.device) -> int:
+def peak_device_memory(device: str) -> int:
     """The most bytes that torch held on the device at once."""
-    return int(torch.cuda.max_memory_reserved(device)) if device.type == "cuda" else 0
+    if device == "cpu":
+        return 0
+    import torch
+
+    return int(torch.cuda.max_memory_reserved(torch.device(device)))
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """Workers tell torch to use no threads of its own; afterwards it has as many as before."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -15,27 +15,33 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import networkx as nx
-import torch
 import xxhash
 
 from ..errors import CheckpointError
-from ..ops.declare import MethodError
+from ..ops.declare import Fallback, MethodError
+from ..planner.dtypes import ITEM_SIZES
 from ..planner.graph import Compute, Load, Save, copies_bytes
 from ..planner.memory import active_steps
 from ..planner.plan import Plan
 from ..planner.schedule import Buffer, Schedule, Step
-from .compute import Fold, Tile, examine, gather, part_ranges, transform
+from .compute import Fold, Tile, arithmetic, as_written, examine, gather, part_ranges, transform
 from .events import BytesRead, MemoryHeld, Observer, TensorDurable, TensorWritten
 from .journal import Facts, Record
-from .pool import TORCH_DTYPES, Pool
+from .pool import Pool, torch_dtype
 from .reader import Reader
+from .scan import Scanner
 from .system import write_error
 from .threads import Crew
-from .workspace import Workspace
+
+if TYPE_CHECKING:
+    import torch
+
+    from .workspace import Workspace
 
 READERS = 2
 WRITERS = 2
@@ -70,7 +76,15 @@ class _PartJob:
     """Elements `low` to `high` of a step's tile, for the phase that is going on."""
 
     step: int
-    work: Callable[[Workspace], Facts | None]
+    work: Callable[[_Bench], Facts | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """What one worker works with; only jobs that compute have scratch rows, and load torch for them."""
+
+    scanner: Scanner
+    space: Callable[[], Workspace]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +126,9 @@ class Executor:
     ) -> None:
         self.plan, self.graph, self.schedule = plan, graph, schedule
         self.writer, self.journal, self.observer = writer, journal, observer
-        self.device = torch.device(plan.options.budget.device)
-        on_host = plan.options.budget.on_host
-        self.pool = Pool(schedule.arena, pinned=not on_host)
+        self.pool = Pool(schedule.arena, pinned=not plan.options.budget.on_host)
         workers = plan.options.budget.workers
-        share = plan.division.workspace
-        scratch = Pool(workers * share) if on_host else None
-        self.spaces = [Workspace(self.device, share, plan.division.staging, scratch, i * share) for i in range(workers)]
+        self.benches = [_Bench(Scanner(), cache(self._workspace)) for _ in range(workers)]
         self.reader = Reader(paths)
         for file in plan.files():
             self.reader.open(file)
@@ -195,16 +205,34 @@ class Executor:
             and self.admitted - self.watermark <= LOOKAHEAD
         ):
             number, step = self.admitted, steps[self.admitted]
+            skipped = self._skipped(number)
+            if skipped is None:
+                return
             self.admitted += 1
             self.held += _held(step)
             self.observer(MemoryHeld(self.held))
             pending = [need for need in step.needs if not self.computed[need]]
             for need in pending:
                 self.waiting.setdefault(need, []).append(number)
-            self.states[number] = _StepState(len(step.loads), len(pending))
-            for buffer in step.loads:
+            loads = () if skipped else step.loads
+            self.states[number] = _StepState(len(loads), len(pending))
+            for buffer in loads:
                 self.readers.put((number, buffer))
             self._start_if_ready(number)
+
+    def _skipped(self, number: int) -> bool | None:
+        """Whether a step is a pass over a tile that proves needless, so that nothing is read; None: that is not known yet."""
+        compute = self._task(number)
+        if compute.maps or not isinstance(self.plan.kernels[compute.recipe].statistics[compute.passes[0]], Fallback):
+            return False
+        known = self.tensors.get(compute.recipe)
+        if known is None or len(known.statistics) < compute.passes[0]:
+            return None
+        return not self._wanted(compute, compute.passes[0], known)
+
+    def _wanted(self, compute: Compute, index: int, tensor: _TensorState) -> bool:
+        statistic = self.plan.kernels[compute.recipe].statistics[index]
+        return not isinstance(statistic, Fallback) or statistic.needed(tensor.statistics)
 
     def _start_if_ready(self, number: int) -> None:
         state = self.states[number]
@@ -224,6 +252,9 @@ class Executor:
         state = self.states[number]
         tensor = self.tensors.setdefault(compute.recipe, _TensorState())
         if state.passes_done < len(compute.passes):
+            if not self._wanted(compute, compute.passes[state.passes_done], tensor):
+                self._pass_done(number, compute, tensor)
+                return
             make = self._pass_part(compute, number, compute.passes[state.passes_done], tensor)
         elif compute.maps:
             make = self._map_part(compute, number, tensor)
@@ -242,9 +273,11 @@ class Executor:
             tensor.fold = Fold(statistic)
         fold, tile, earlier = tensor.fold, self._tile(number), tuple(tensor.statistics)
 
-        def part(low: int, high: int) -> Callable[[Workspace], None]:
-            def work(space: Workspace) -> None:
-                fold.add((compute.start + low) // kernel.part, gather(kernel, statistic, tile, low, high, space, earlier))
+        def part(low: int, high: int) -> Callable[[_Bench], None]:
+            def work(bench: _Bench) -> None:
+                with arithmetic():
+                    partial = gather(kernel, statistic, tile, low, high, bench.space(), earlier)
+                    fold.add((compute.start + low) // kernel.part, partial)
 
             return work
 
@@ -252,13 +285,32 @@ class Executor:
 
     def _map_part(self, compute: Compute, number: int, tensor: _TensorState) -> Callable[[int, int], Any]:
         recipe, kernel = self.plan.all_recipes[compute.recipe], self.plan.kernels[compute.recipe]
+        step = self.schedule.steps[number]
+        item = ITEM_SIZES[recipe.dtype]
+        if copies_bytes(recipe, kernel) and step.saves:
+            data = self.pool.bytes(self._source(number).offset, compute.count * item)
+
+            def copied(low: int, high: int) -> Callable[[_Bench], Facts]:
+                piece = data[low * item : high * item]
+                return lambda bench: examine(piece, recipe.dtype, piece if recipe.base_input == 0 else None, bench.scanner)
+
+            return copied
         tile, statistics = self._tile(number), tuple(tensor.statistics)
-        if copies_bytes(recipe, kernel) and self.schedule.steps[number].saves:
-            return lambda low, high: lambda space: examine(kernel, tile.views[0], low, high, recipe.base_input == 0, space)
-        output = self.schedule.steps[number].output
-        offset = output.offset if output is not None else 0
-        out = self.pool.tensor(offset, recipe.dtype, compute.count)
-        return lambda low, high: lambda space: transform(kernel, tile, out, low, high, space, statistics, recipe.base_input)
+        offset = step.output.offset if step.output is not None else 0
+        data, out = self.pool.bytes(offset, compute.count * item), self.pool.tensor(offset, recipe.dtype, compute.count)
+        base = as_written(tile.views[recipe.base_input], out.dtype) if recipe.base_input is not None else None
+
+        def computed(low: int, high: int) -> Callable[[_Bench], Facts | None]:
+            def work(bench: _Bench) -> Facts | None:
+                with arithmetic():
+                    transform(kernel, tile, out, low, high, bench.space(), statistics)
+                if not step.saves:
+                    return None
+                return examine(data[low * item : high * item], recipe.dtype, base and base(low, high), bench.scanner)
+
+            return work
+
+        return computed
 
     def _part_done(self, number: int, facts: Facts | None) -> None:
         compute, state = self._task(number), self.states[number]
@@ -269,15 +321,18 @@ class Executor:
         if state.parts_left:
             return
         if state.passes_done < len(compute.passes):
-            state.passes_done += 1
-            if compute.tile == compute.tiles - 1:
-                assert tensor.fold is not None
-                with _naming(self.plan.all_recipes[compute.recipe].name):
-                    tensor.statistics.append(tensor.fold.finish(tuple(tensor.statistics)))
-                tensor.fold = None
-            self._start_phase(number)
-            return
-        self._computed(number)
+            self._pass_done(number, compute, tensor)
+        else:
+            self._computed(number)
+
+    def _pass_done(self, number: int, compute: Compute, tensor: _TensorState) -> None:
+        """A pass is made, or proved needless: with a tensor's last tile its statistic is complete."""
+        self.states[number].passes_done += 1
+        if compute.tile == compute.tiles - 1:
+            with _naming(self.plan.all_recipes[compute.recipe].name):
+                tensor.statistics.append(tensor.fold.finish(tuple(tensor.statistics)) if tensor.fold is not None else None)
+            tensor.fold = None
+        self._start_phase(number)
 
     def _computed(self, number: int) -> None:
         self.computed[number] = True
@@ -344,7 +399,23 @@ class Executor:
             else:
                 views.append(self.pool.tensor(offsets[load], self.plan.all_recipes[task.recipe].dtype, compute.count))
         cast = self.plan.all_recipes[compute.recipe].cast
-        return Tile(views, compute.start, TORCH_DTYPES[cast] if cast else None)
+        return Tile(views, compute.start, torch_dtype(cast) if cast else None)
+
+    def _source(self, number: int) -> Buffer:
+        """The buffer of a step's first input; a copied tensor has no other: what was loaded is what is saved."""
+        step = self.schedule.steps[number]
+        first = self.graph.nodes[step.compute]["inputs"][0]
+        return next(buffer for buffer in (*step.loads, *step.resident) if buffer.task == first)
+
+    def _workspace(self) -> Workspace:
+        """Scratch for one worker, on the device that computes."""
+        import torch
+
+        from .workspace import Workspace
+
+        torch.set_num_threads(1)  # parts are the parallelism; threads inside an operation would only wait for each other
+        device, division = torch.device(self.plan.options.budget.device), self.plan.division
+        return Workspace(device, division.workspace, division.staging)
 
     # Jobs of the other threads.
 
@@ -355,21 +426,16 @@ class Executor:
         return "loaded", number, task.nbytes
 
     def _compute(self, job: _PartJob, thread: int) -> object:
-        torch.set_num_threads(1)  # parts are the parallelism; threads inside an operation would only wait for each other
         name = self.plan.all_recipes[self._task(job.step).recipe].name
-        with torch.inference_mode(), _naming(name):
-            return "part", job.step, job.work(self.spaces[thread])
+        with _naming(name):
+            return "part", job.step, job.work(self.benches[thread])
 
     def _write(self, job: tuple[int, int], thread: int) -> object:
         number, save = job
         step, compute = self.schedule.steps[number], self._task(number)
         task: Save = self.graph.nodes[save]["task"]
         place = self.plan.places[task.recipe]
-        # A copied tensor has no output buffer: what was loaded is what is saved.
-        source = step.output or next(
-            buffer for buffer in (*step.loads, *step.resident) if buffer.task == self.graph.nodes[step.compute]["inputs"][0]
-        )
-        data = self.pool.bytes(source.offset, task.nbytes)
+        data = self.pool.bytes((step.output or self._source(number)).offset, task.nbytes)
         self.tensors[compute.recipe].hash.update(data)
         try:
             self.writer.write(place.shard, place.offset + task.offset, data)

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-import torch
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from .system import anonymous_memory
 
-TORCH_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
+if TYPE_CHECKING:
+    import torch
+
+_TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 
 
+def torch_dtype(dtype: str) -> torch.dtype:
+    """The torch dtype of a safetensors dtype."""
+    import torch
+
+    found: torch.dtype = getattr(torch, _TORCH_NAMES[dtype])
+    return found
+
+
 class Pool:
-    """Memory of `nbytes`, seen as bytes by readers and writers and as tensors by workers. Pinned for copies to a GPU if asked."""
+    """Memory of `nbytes`, seen as bytes by readers and writers and as tensors by workers. Pinned for copies to a GPU if asked.
+
+    A pool that only moves bytes needs no torch.
+    """
 
     def __init__(self, nbytes: int, *, pinned: bool = False) -> None:
-        self._memory: object
+        self._memory: Any
         if pinned:
-            self._bytes = torch.empty(max(nbytes, 1), dtype=torch.uint8, pin_memory=True)
-            self._view = memoryview(self._bytes.numpy().data)
+            import torch
+
+            self._memory = torch.empty(max(nbytes, 1), dtype=torch.uint8, pin_memory=True).numpy().data
         else:
-            memory = anonymous_memory(nbytes)
-            self._view = memoryview(memory)
-            self._bytes = torch.frombuffer(memory, dtype=torch.uint8)
+            self._memory = anonymous_memory(nbytes)
+        self._view = memoryview(self._memory)
 
     def bytes(self, offset: int, nbytes: int) -> memoryview:
         """A buffer's bytes."""
@@ -32,5 +47,11 @@ class Pool:
 
     def tensor(self, offset: int, dtype: str, count: int) -> torch.Tensor:
         """A buffer as a flat tensor of `count` elements of a safetensors dtype."""
-        kind = TORCH_DTYPES[dtype]
+        kind = torch_dtype(dtype)
         return self._bytes[offset : offset + count * kind.itemsize].view(kind)
+
+    @cached_property
+    def _bytes(self) -> torch.Tensor:
+        import torch
+
+        return torch.frombuffer(self._memory, dtype=torch.uint8)

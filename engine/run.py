@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-
-import torch
 
 from ..errors import CheckpointError, Interrupted
 from ..planner.plan import Plan, remaining
 from ..planner.store import Store
-from .device import peak_device_memory, reset_device_memory
+from .device import own_threads, peak_device_memory, reset_device_memory
 from .events import Observer, RunFinished, RunStarted, Summary, ignore
 from .executor import Executor
 from .finish import check_shards, write_companions
@@ -127,19 +125,17 @@ class _Memory:
 
 @contextmanager
 def _measured(plan: Plan) -> Iterator[_Memory]:
-    """Measure the growth of resident and device memory while tasks run; torch's own threads stay out of the way."""
-    device = torch.device(plan.options.budget.device)
-    threads = torch.get_num_threads()
-    memory = _Memory()
-    before = resident_memory()
-    reset_peak_memory()
-    reset_device_memory(device)
-    try:
-        yield memory
-    finally:
-        memory.ram = max(peak_memory() - before, 0)
-        memory.vram = peak_device_memory(device)
-        torch.set_num_threads(threads)
+    """Measure the growth of resident and device memory while tasks run. A plan that only moves bytes does without torch."""
+    device, memory = plan.options.budget.device, _Memory()
+    with own_threads() if plan.computes else nullcontext():
+        before = resident_memory()
+        reset_peak_memory()
+        reset_device_memory(device)
+        try:
+            yield memory
+        finally:
+            memory.ram = max(peak_memory() - before, 0)
+            memory.vram = peak_device_memory(device)
 
 
 def _summary(plan: Plan, records: Mapping[str, Record], bytes_read: int, reused: int, seconds: float, memory: _Memory) -> Summary:

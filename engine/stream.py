@@ -14,7 +14,7 @@ from ..planner.plan import Plan
 from .events import Event, TensorWritten
 from .executor import Executor
 from .journal import Record
-from .pool import TORCH_DTYPES
+from .pool import torch_dtype
 from .run import fetch
 
 
@@ -69,7 +69,7 @@ class _Collector:
         recipe = self._plan.recipes[number]
         with self._changed:
             flat = self._parts.pop(number, torch.empty(0, dtype=torch.uint8))
-        return flat.view(TORCH_DTYPES[recipe.dtype]).view(recipe.shape)
+        return flat.view(torch_dtype(recipe.dtype)).view(recipe.shape)
 
     def received(self, number: int) -> None:
         """The receiver has the tensor."""

@@ -82,6 +82,19 @@ def write_at(file: int, offset: int, data: memoryview) -> None:
                 done += os.write(file, piece)
 
 
+def open_direct(path: Path) -> int | None:
+    """A handle whose writes go past the page cache, in whole pages; None where the system or the file system has none.
+
+    Merged tensors are written once and not read again: copies of them in the page cache would cost half of the time and push out
+    the inputs, which are read from there.
+    """
+    if not hasattr(os, "O_DIRECT"):
+        return None
+    with contextlib.suppress(OSError):
+        return os.open(path, os.O_WRONLY | os.O_DIRECT)
+    return None
+
+
 def reserve_disk(file: int, size: int) -> None:
     """Make the file `size` bytes long with blocks of its own, so that a full disk is known now and not hours later."""
     if hasattr(os, "posix_fallocate") and size:
@@ -127,7 +140,10 @@ def exclusive(path: Path, refusal: str) -> Iterator[None]:
 
 def anonymous_memory(nbytes: int) -> mmap.mmap:
     """Zeroed memory that becomes resident as it is touched, in huge pages where the system has them."""
-    memory = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE))
+    size = max(nbytes, mmap.PAGESIZE)
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has no huge pages
     if hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)

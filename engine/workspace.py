@@ -15,14 +15,14 @@ class Workspace:
     `arrange` lays rows out for a kernel: those of the inputs first, then the kernel's own, then one for the engine's checks.
     """
 
-    def __init__(self, device: torch.device, nbytes: int, staging: int, pool: Pool | None, offset: int) -> None:
+    def __init__(self, device: torch.device, nbytes: int, staging: int) -> None:
         self.device = device
         self.length = 0
         self.inputs = 0
         self._kernel: Kernel | None = None
-        if pool is not None:
-            self._memory = pool.tensor(offset, "U8", nbytes)
-            self._staging: torch.Tensor | None = None
+        self._staging: torch.Tensor | None = None
+        if device.type == "cpu":
+            self._memory = Pool(nbytes).tensor(0, "U8", nbytes)
         else:
             self._memory = torch.empty(nbytes, device=device, dtype=torch.uint8)
             self._staging = torch.empty(staging, device=device, dtype=torch.uint8)
@@ -49,19 +49,21 @@ class Workspace:
         """The last row, which no kernel uses, for the engine's own checks."""
         return self._rows[-1, : self.length]
 
-    def load(self, views: list[torch.Tensor], low: int, high: int, cast: torch.dtype | None) -> list[torch.Tensor]:
+    def load(
+        self, views: list[torch.Tensor], low: int, high: int, cast: torch.dtype | None, stride: int = 1
+    ) -> list[torch.Tensor]:
         """Elements `low` to `high` of each input, as float32 in this worker's rows; rounded to `cast` first, if that is given.
 
-        Inputs that the kernel wants whole are given as they are.
+        With a stride, every so manieth of them. Inputs that the kernel wants whole are given as they are.
         """
-        self.length = high - low
+        self.length = len(range(low, high, stride))
         whole = self._kernel.whole if self._kernel is not None else ()
         rows = [self._rows[i, : self.length] for i in range(len(views))]
         for i, (row, view) in enumerate(zip(rows, views, strict=True)):
             if i in whole:
                 rows[i] = view.to(self.device)
                 continue
-            row.copy_(self._here(view[low:high]))
+            row.copy_(self._here(view[low:high:stride]))
             if cast is not None and view.dtype != cast:
                 rounded = self.spare().view(cast)[: self.length]
                 row.copy_(rounded.copy_(row))

@@ -22,9 +22,18 @@ def weighted_sum(x: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return total
 
 
-def elect_signs(vectors: Sequence[Tensor], out: Tensor) -> Tensor:
-    """The sign of the sum, element by element, over `out`: +1 where the sum is not negative, else -1 (Yadav et al. 2023)."""
-    out.copy_(vectors[0])
-    for vector in vectors[1:]:
+def elect_flips(vectors: Sequence[Tensor], out: Tensor) -> Tensor:
+    """The sign of the sum, element by element (Yadav et al. 2023), as int32 over `out`: the sign bit or 0.
+
+    XORed into a vector's bits it makes positive what agrees with the sum, and negative what does not. A sum of 0 counts as
+    positive; where every vector holds -0 it may not, and there nothing agrees anyway.
+    """
+    import torch
+
+    if len(vectors) == 1:
+        out.copy_(vectors[0])
+    else:
+        torch.add(vectors[0], vectors[1], out=out)
+    for vector in vectors[2:]:
         out.add_(vector)
-    return out.ge_(0.0).mul_(2.0).sub_(1.0)
+    return out.view(torch.int32).bitwise_and_(-(1 << 31))

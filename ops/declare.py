@@ -12,15 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BLOCK = 1 << 16
-"""Elements of one block: a row of float32 scratch is 256 KiB, so a method's working set stays in a core's cache."""
+BLOCK = 1 << 17
+"""Elements of one block: a row of float32 scratch, 512 KiB, is short enough for the caches and long enough for cheap calls."""
 
-PART_BLOCKS = 8
+PART_BLOCKS = 4
 """Blocks that one worker takes at a time; tiles are whole parts, so no block is ever cut by a tile."""
 
 PART = BLOCK * PART_BLOCKS
@@ -123,6 +123,23 @@ class Statistic(Protocol):
         """The statistic of the whole tensor."""
 
 
+@runtime_checkable
+class Sampling(Statistic, Protocol):
+    """A statistic over a sample: its blocks hold only the elements whose index in the tensor is a multiple of `stride`."""
+
+    @property
+    def stride(self) -> int:
+        """At least 1."""
+
+
+@runtime_checkable
+class Fallback(Statistic, Protocol):
+    """A statistic that only matters where earlier ones did not find what they looked for; else it is None."""
+
+    def needed(self, earlier: Sequence[Any]) -> bool:
+        """Whether this pass must be made, given the statistics before it."""
+
+
 class Map(Protocol):
     """The second step: a block of each input, as float32, to a block of the output."""
 
@@ -134,16 +151,18 @@ class Map(Protocol):
 class Kernel:
     """A method bound to one tensor's shape and parameters.
 
-    `rows` counts the float32 scratch rows its map and statistics use beyond one an input; `state_bytes` bounds one partial
-    statistic. `copies` marks a kernel whose output is input 0 unchanged, so that bytes may be moved instead of computed. `block`
-    is the elements of its blocks: a method that looks at whole rows of the tensor asks for whole rows. The inputs at the
-    positions `whole` are given to every block whole, as flat tensors in their own dtype.
+    `rows` counts the float32 scratch rows its map and statistics use beyond one an input; `state_bytes` bounds a tensor's
+    statistic while it grows, `partial_bytes` that of one part (None: as much). `copies` marks a kernel whose output is input 0
+    unchanged, so that bytes may be moved instead of computed. `block` is the elements of its blocks: a method that looks at whole
+    rows of the tensor asks for whole rows. The inputs at the positions `whole` are given to every block whole, as flat tensors in
+    their own dtype.
     """
 
     map: Map
     statistics: tuple[Statistic, ...] = ()
     rows: int = 0
     state_bytes: int = 1024
+    partial_bytes: int | None = None
     copies: bool = False
     block: int = BLOCK
     whole: tuple[int, ...] = ()

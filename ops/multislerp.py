@@ -27,7 +27,9 @@ def multislerp_weights(gram: Matrix, weights: Sequence[float], eps: float) -> li
     # In the basis of the inputs: unit vectors are eᵢ/(‖xᵢ‖ + eps), and m is their weighted sum.
     mean = [w / (n + eps) for w, n in zip(weights, norms, strict=True)]
     size = math.sqrt(max(_product(gram, mean, mean), 0.0))
-    if size < max(eps, NO_DIRECTION * sum(abs(w) for w in weights)):
+    # eps shortens short vectors more than long ones: that difference is no direction either.
+    shortened = [eps / (n + eps) for n in norms]
+    if size < max(eps, (NO_DIRECTION + max(shortened) - min(shortened)) * sum(abs(w) for w in weights)):
         if len(gram) <= 2:
             return list(weights)
         raise MethodError("the models' weighted directions cancel out, so they have no mean direction: change the weights")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .combine import elect_signs
+from .combine import elect_flips
 from .declare import Arguments, BaseRole, Kernel, Method, Parameter, Scratch, Statistic
 from .gram import Vectors, task_vectors
 from .select import COUNTER_BYTES, CountEqual, CountHigh, CountLow, Cut, mark_selected
@@ -126,16 +126,17 @@ def _kernel(arguments: Arguments) -> Kernel:
             return x[base]
         if selects:
             _keep_selected(deltas, statistics[3][0], start, scratch)
-        sign, spare, weight = scratch.row(_SIGN), scratch.row(_SPARE), scratch.row(_VARIANCE).zero_()
-        elect_signs(deltas, sign)
+        spare, weight = scratch.row(_SPARE), scratch.row(_VARIANCE).zero_()
+        flips = elect_flips(deltas, scratch.row(_SIGN))
         total = None
         for delta, share in zip(deltas, statistics[-1], strict=True):
-            delta.mul_(sign)
+            delta.view(torch.int32).bitwise_xor_(flips)
             weight.add_(torch.gt(delta, 0.0, out=spare), alpha=share)
             delta.clamp_min_(0.0).mul_(share)
             total = delta if total is None else total.add_(delta)
         assert total is not None
-        return x[base].add_(total.div_(weight.clamp_min_(1e-6)).mul_(sign))
+        total.div_(weight.clamp_min_(1e-6)).view(torch.int32).bitwise_xor_(flips)
+        return x[base].add_(total)
 
     if len(arguments.models) == 1:
         return Kernel(merge, rows=3)

@@ -7,6 +7,7 @@ the lowest indices are kept, so exactly k elements are. Several ranks of one row
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -172,12 +173,13 @@ class CountEqual:
     def finish(self, total: Places, earlier: Sequence[Any]) -> list[list[Cut]]:
         """The cut of each row and rank."""
         return [
-            [_cut(level, blocks) for blocks, level in zip(places, levels, strict=True)]
+            [cut_of(level, blocks) for blocks, level in zip(places, levels, strict=True)]
             for places, levels in zip(total, earlier[-1], strict=True)
         ]
 
 
-def _cut(level: Level, blocks: Sequence[tuple[int, int]]) -> Cut:
+def cut_of(level: Level, blocks: Sequence[tuple[int, int]]) -> Cut:
+    """The cut at a level, given how many elements of exactly its magnitude each block holds: (start, how many), in order."""
     left = level.keep
     for start, count in blocks:
         if count >= left:
@@ -186,13 +188,16 @@ def _cut(level: Level, blocks: Sequence[tuple[int, int]]) -> Cut:
     raise AssertionError("a pass over the same data found fewer equal elements than the one before")
 
 
+_INFINITY = 0x7F800000
+
+
 def mark_selected(row: Tensor, cut: Cut, start: int, out: Tensor) -> Tensor:
     """1.0 where an element of `row` (the block at `start`) belongs to the cut's selection, else 0.0, over `out`."""
     import torch
 
     bits = magnitude_bits(row, out)
     if start == cut.start:
-        equal = torch.nonzero(bits == cut.bits).flatten()[cut.equal :]
+        equal = _equal_beyond(bits, cut)
         marks = torch.ge(bits, cut.bits, out=out)
         marks[equal] = 0.0
         return marks
@@ -201,6 +206,33 @@ def mark_selected(row: Tensor, cut: Cut, start: int, out: Tensor) -> Tensor:
     return torch.gt(bits, cut.bits, out=out)
 
 
-def apply_cut(row: Tensor, cut: Cut, start: int, spare: Tensor) -> Tensor:
-    """Zero, in place, the elements of `row` (the block at `start`) that do not belong to the cut's selection."""
-    return row.mul_(mark_selected(row, cut, start, spare))
+def selected(row: Tensor, cut: Cut, start: int, out: Tensor, spare: Tensor) -> Tensor:
+    """Elements of `row` (the block at `start`) that belong to the cut's selection, else 0.0, over `out`, which may be `row`.
+
+    One operation, unless the selection ends in this block or among NaNs: of the numbers up to a threshold hardshrink makes 0.
+    """
+    import torch
+
+    if cut.bits > _INFINITY:
+        marks = mark_selected(row, cut, start, spare)
+        return torch.mul(row, marks, out=out)
+    beyond = _equal_beyond(magnitude_bits(row, spare), cut) if start == cut.start else None
+    threshold = cut.bits if start > cut.start else cut.bits - 1
+    if threshold >= 0:
+        torch.ops.aten.hardshrink.out(row, _magnitude(threshold), out=out)
+    elif out is not row:
+        out.copy_(row)
+    if beyond is not None:
+        out[beyond] = 0.0
+    return out
+
+
+def _equal_beyond(bits: Tensor, cut: Cut) -> Tensor:
+    """Where in the block in which a selection ends the elements of its magnitude stand that are no longer in it."""
+    import torch
+
+    return torch.nonzero(bits == cut.bits).flatten()[cut.equal :]
+
+
+def _magnitude(bits: int) -> float:
+    return float(struct.unpack("<f", struct.pack("<I", bits))[0])

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .bracket import PASSES, cuts, find_cuts, partial_bytes, state_bytes
 from .declare import BLOCK, Arguments, MethodError, Scratch, Statistic, row_block
-from .random_bits import keep_with_probability, random_bits
-from .select import COUNTER_BYTES, CountEqual, CountHigh, CountLow, Cut, Prepare, Ranks, apply_cut, mark_selected
+from .random_bits import keep_marked, keep_with_probability, random_bits
+from .select import Cut, Prepare, Ranks, selected
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 SCRATCH_ROWS = 2
 """Scratch rows 0 and 1 belong to the sparsifier; the map that uses it takes those from 2 on."""
 
-Thin: TypeAlias = "Callable[[Sequence[Tensor], int, Scratch, Sequence[Any]], None]"
-"""Thins the task vectors of the block at an element, in place, given the statistics."""
+Thin: TypeAlias = "Callable[[Sequence[Tensor], int, Scratch, Sequence[Any]], Sequence[float]]"
+"""Thins the task vectors of the block at an element, in place, given the statistics; the factors that make up for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Sparsifier:
     apply: Thin
     statistics: tuple[Statistic, ...] = ()
     state_bytes: int = 1024
+    partial_bytes: int | None = None
     block: int = BLOCK
 
 
@@ -37,7 +39,7 @@ Sparsify: TypeAlias = Callable[[Arguments, Sequence[int], Prepare], Sparsifier]
 
 def keep_all(arguments: Arguments, tasks: Sequence[int], prepare: Prepare) -> Sparsifier:
     """Every element stays."""
-    return Sparsifier(lambda deltas, start, scratch, statistics: None)
+    return Sparsifier(lambda deltas, start, scratch, statistics: [1.0] * len(deltas))
 
 
 def by_magnitude(arguments: Arguments, tasks: Sequence[int], prepare: Prepare) -> Sparsifier:
@@ -54,7 +56,7 @@ def by_magnitude(arguments: Arguments, tasks: Sequence[int], prepare: Prepare) -
         ranks.append((keep,) if density < 1.0 else ())
 
     def thin(delta: Tensor, cuts: Sequence[Cut], start: int, scratch: Scratch) -> None:
-        apply_cut(delta, cuts[0], start, scratch.row(0))
+        selected(delta, cuts[0], start, delta, scratch.row(0))
 
     return _selecting(arguments, ranks, prepare, thin)
 
@@ -73,11 +75,9 @@ def without_outliers(arguments: Arguments, tasks: Sequence[int], prepare: Prepar
         ranks.append((top + keep, top) if top and keep else (keep,) if keep < arguments.size else ())
 
     def thin(delta: Tensor, cuts: Sequence[Cut], start: int, scratch: Scratch) -> None:
-        if len(cuts) == 1:
-            apply_cut(delta, cuts[0], start, scratch.row(0))
-            return
-        within = mark_selected(delta, cuts[0], start, scratch.row(0))
-        delta.mul_(within.sub_(mark_selected(delta, cuts[1], start, scratch.row(1))))
+        selected(delta, cuts[0], start, delta, scratch.row(0))
+        if len(cuts) == 2:
+            delta.sub_(selected(delta, cuts[1], start, scratch.row(1), scratch.row(0)))
 
     return _selecting(arguments, ranks, prepare, thin)
 
@@ -93,29 +93,26 @@ def _selecting(
     counted = [() if nothing else tuple(wanted) for wanted, nothing in zip(ranks, empty, strict=True)]
     rescale = bool(arguments.shared["rescale"])
 
-    def apply(deltas: Sequence[Tensor], start: int, scratch: Scratch, statistics: Sequence[Any]) -> None:
+    def apply(deltas: Sequence[Tensor], start: int, scratch: Scratch, statistics: Sequence[Any]) -> Sequence[float]:
+        found = cuts(statistics) if statistics else []
         for index, delta in enumerate(deltas):
             if empty[index]:
                 delta.zero_()
             elif counted[index]:
-                thin(delta, statistics[2][index], start, scratch)
-            if rescale and statistics and statistics[3][index] != 1.0:
-                delta.mul_(statistics[3][index])
+                thin(delta, found[index], start, scratch)
+        factors: Sequence[float] = statistics[PASSES] if rescale and statistics else [1.0] * len(deltas)
+        return factors
 
     if not any(counted):
         return Sparsifier(apply)
-    find = (
-        CountHigh([bool(r) for r in counted], lambda earlier: counted, prepare, 0),
-        CountLow(prepare, 0),
-        CountEqual(prepare, 0),
-    )
+    find = find_cuts(counted, prepare, arguments.size, 0)
     passes: tuple[Statistic, ...] = (*find, _Mass(prepare, counted, thin)) if rescale else find
-    return Sparsifier(apply, passes, state_bytes=COUNTER_BYTES * sum(map(len, counted)))
+    return Sparsifier(apply, passes, state_bytes(arguments.size, counted), partial_bytes(counted))
 
 
 @dataclass(frozen=True, slots=True)
 class _Mass:
-    """Σ|δ| before and after the cuts, for `rescale`; follows the three passes that find the cuts."""
+    """Σ|δ| before and after the cuts, for `rescale`; follows the passes that find the cuts."""
 
     prepare: Prepare
     counted: Ranks
@@ -125,10 +122,10 @@ class _Mass:
         """The two sums of one block in float64, a pair a task vector."""
         wide = scratch.double(0)
         sums = []
-        for row, cuts, wanted in zip(self.prepare(x, scratch), earlier[2], self.counted, strict=True):
+        for row, found, wanted in zip(self.prepare(x, scratch), cuts(earlier), self.counted, strict=True):
             before = float(wide.copy_(row).abs_().sum())
             if wanted:
-                self.thin(row, cuts, start, scratch)
+                self.thin(row, found, start, scratch)
             sums.append((before, float(wide.copy_(row).abs_().sum())))
         return sums
 
@@ -146,17 +143,14 @@ def at_random(arguments: Arguments, tasks: Sequence[int], prepare: Prepare) -> S
     densities = [min(float(arguments.models[i]["density"]), 1.0) for i in tasks]
     rescale = bool(arguments.shared["rescale"])
 
-    def apply(deltas: Sequence[Tensor], start: int, scratch: Scratch, statistics: Sequence[Any]) -> None:
+    def apply(deltas: Sequence[Tensor], start: int, scratch: Scratch, statistics: Sequence[Any]) -> Sequence[float]:
         for index, (delta, density) in enumerate(zip(deltas, densities, strict=True)):
-            if density >= 1.0:
-                continue
             if density <= 0.0:
                 delta.zero_()
-                continue
-            bits = random_bits(arguments.stream, index, start, scratch.row(0), scratch.row(1))
-            delta.mul_(keep_with_probability(density, bits))
-            if rescale:
-                delta.mul_(1.0 / density)
+            elif density < 1.0:
+                bits = random_bits(arguments.stream, index, start, scratch.row(0))
+                keep_marked(delta, keep_with_probability(density, bits))
+        return [1.0 / density if rescale and density > 0.0 else 1.0 for density in densities]
 
     return Sparsifier(apply)
 
@@ -178,7 +172,7 @@ def at_random_by_rank(arguments: Arguments, tasks: Sequence[int], prepare: Prepa
     rescale = bool(arguments.shared["rescale"])
     width = max(arguments.row, 1)
 
-    def apply(deltas: Sequence[Tensor], start: int, scratch: Scratch, statistics: Sequence[Any]) -> None:
+    def apply(deltas: Sequence[Tensor], start: int, scratch: Scratch, statistics: Sequence[Any]) -> Sequence[float]:
         import torch
 
         for index, (delta, (density, epsilon)) in enumerate(zip(deltas, settings, strict=True)):
@@ -190,12 +184,13 @@ def at_random_by_rank(arguments: Arguments, tasks: Sequence[int], prepare: Prepa
             lowest, step = (density - epsilon, 2.0 * epsilon / (width - 1)) if width > 1 else (density, 0.0)
             ladder = torch.arange(width, dtype=torch.float32, device=delta.device).mul_(step).add_(lowest)
             probabilities = magnitudes.scatter_(1, order, ladder.expand_as(magnitudes)).view(-1)
-            bits = random_bits(arguments.stream, index, start, scratch.row(1), scratch.row(SCRATCH_ROWS))
+            bits = random_bits(arguments.stream, index, start, scratch.row(1))
             # The 24 high bits as a float32 in [0, 1): exact, so every device keeps the same elements.
             uniform = bits.bitwise_right_shift_(8).add_(1 << 23).to(torch.float32).mul_(2.0**-24)
             kept = torch.lt(uniform, probabilities, out=uniform)
             if rescale:
                 kept.div_(probabilities)
             delta.mul_(kept)
+        return [1.0] * len(deltas)
 
     return Sparsifier(apply, state_bytes=24 * row_block(width), block=row_block(width))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .combine import elect_signs
+from .combine import elect_flips
 from .declare import Arguments, BaseRole, Kernel, Method, Parameter, Scratch
 from .sparsify import SCRATCH_ROWS, Sparsify, at_random, at_random_by_rank, by_magnitude, keep_all, without_outliers
 
@@ -38,14 +38,20 @@ def _family(sparsify: Sparsify, *, consensus: bool) -> Callable[[Arguments], Ker
             vectors = deltas(x, scratch)
             if not vectors:
                 return x[base]
-            sparsifier.apply(vectors, start, scratch, statistics)
-            for vector, weight in zip(vectors, weights, strict=True):
-                vector.mul_(weight)
+            factors = sparsifier.apply(vectors, start, scratch, statistics)
+            for vector, weight, factor in zip(vectors, weights, factors, strict=True):
+                if weight * factor != 1.0:
+                    vector.mul_(weight * factor)
             add = _sum_of_agreeing if consensus else _sum
             return x[base].add_(add(vectors, weights, normalize, scratch), alpha=scale)
 
         return Kernel(
-            merge, sparsifier.statistics, rows=SCRATCH_ROWS + 3, state_bytes=sparsifier.state_bytes, block=sparsifier.block
+            merge,
+            sparsifier.statistics,
+            rows=SCRATCH_ROWS + 3,
+            state_bytes=sparsifier.state_bytes,
+            partial_bytes=sparsifier.partial_bytes,
+            block=sparsifier.block,
         )
 
     return kernel
@@ -64,21 +70,22 @@ def _sum_of_agreeing(vectors: Sequence[Tensor], weights: Sequence[float], normal
     import torch
 
     sign, spare, share = (scratch.row(SCRATCH_ROWS + i) for i in range(3))
-    elect_signs(vectors, sign)  # multiplied by it, the agreeing elements are the positive ones
-    for vector in vectors:
-        vector.mul_(sign)
+    flips = elect_flips(vectors, sign)
+    for vector in vectors:  # afterwards the agreeing elements are the positive ones
+        vector.view(torch.int32).bitwise_xor_(flips)
     if normalize:
-        share.zero_()
-        for vector, weight in zip(vectors, weights, strict=True):
+        torch.gt(vectors[0], 0.0, out=share).mul_(weights[0])
+        for vector, weight in zip(vectors[1:], weights[1:], strict=True):
             share.add_(torch.gt(vector, 0.0, out=spare), alpha=weight)
-        # Nothing agrees: the sum is 0 and so is what it is divided by.
-        share.add_(torch.eq(share, 0.0, out=spare))
     total = vectors[0].clamp_min_(0.0)
     for vector in vectors[1:]:
         total.add_(vector.clamp_min_(0.0))
     if normalize:
-        total.div_(share)
-    return total.mul_(sign)
+        # Nothing agrees: the sum is 0 and so is what it is divided by.
+        least = min(weights)
+        total.div_(share.clamp_min_(least) if least > 0.0 else share.add_(torch.eq(share, 0.0, out=spare)))
+    total.view(torch.int32).bitwise_xor_(flips)
+    return total
 
 
 _WEIGHT = Parameter("weight", "number", "model", "factor on this model's task vector", required=True)
@@ -111,7 +118,7 @@ def _thinned(
     own = (extra,) if extra else ()
     parameters = (_WEIGHT, density, *own, _normalize(normalize), _LAMBDA, restore, _INT8_MASK)
     kernel = _family(sparsify, consensus=consensus)
-    return Method(name, summary, source, BaseRole.REQUIRED, (0, None), parameters, kernel, random=random)
+    return Method(name, summary, source, BaseRole.REQUIRED, (0, None), parameters, kernel, version=2, random=random)
 
 
 METHODS = (

@@ -72,9 +72,10 @@ def divide(budget: Budget, kernels: Sequence[Kernel], inputs: Sequence[int]) -> 
     workspace = max((workspace_bytes(kernel, n) for n, kernel in zip(inputs, kernels, strict=True)), default=0)
     block = max((kernel.block for kernel in kernels), default=0)
     state = max((kernel.state_bytes for kernel in kernels), default=0)
+    partial = max((kernel.partial_bytes or kernel.state_bytes for kernel in kernels), default=0)
     scratch = budget.workers * workspace
     # Partial statistics: a total for each active step, and one being filled and one that waits its turn for each worker.
-    states = (active_steps(budget.workers) + 2 * budget.workers) * state
+    states = active_steps(budget.workers) * state + 2 * budget.workers * partial
     # On another device, a block of the widest type on its way in or out, and kernels' own temporaries of a few rows.
     staging = 0 if budget.on_host else 8 * block
     vram = 0 if budget.on_host else scratch + states + budget.workers * 4 * staging

@@ -18,7 +18,7 @@ from ..ops.declare import Kernel, Method
 from .catalog import WeightFile
 from .compile import Merge, compile_merge
 from .config import LoadedConfig
-from .graph import Load, build_graph
+from .graph import Load, build_graph, copies_bytes
 from .kernels import kernel_of
 from .memory import PIPELINE, Budget, Division, divide
 from .models import Models
@@ -86,6 +86,11 @@ class Plan:
     def base_name(self) -> str:
         """The base model as the config names it; where it is a stage, the model whose files the stage has."""
         return str(self.base.reference) if self.base.checkpoint.files else self.base.checkpoint.store.label
+
+    @property
+    def computes(self) -> bool:
+        """Whether anything is computed; else bytes are only moved."""
+        return bool(self.inner) or not all(map(copies_bytes, self.recipes, self.kernels))
 
     @property
     def predicted_ram(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .dtypes import ITEM_SIZES
+from .graph import PAGE
 from .recipe import Recipe
 
 
@@ -55,7 +56,7 @@ def lay_out(recipes: Sequence[Recipe], limit: int) -> tuple[tuple[Shard, ...], t
 
 
 def _header(recipes: Sequence[Recipe], sizes: Sequence[int], group: Sequence[int]) -> bytes:
-    """The safetensors header: 8 bytes of length, then JSON padded with spaces to a multiple of 8."""
+    """The safetensors header: 8 bytes of length, then JSON padded with spaces so that tensors begin at a page."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for number in group:
@@ -63,5 +64,5 @@ def _header(recipes: Sequence[Recipe], sizes: Sequence[int], group: Sequence[int
         entries[recipe.name] = {"dtype": recipe.dtype, "shape": list(recipe.shape), "data_offsets": [offset, offset + nbytes]}
         offset += nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % PAGE)
     return len(text).to_bytes(8, "little") + text

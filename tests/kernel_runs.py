@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.engine.compute import Fold, Tile, gather, part_ranges, transform
+from weft.engine.compute import Fold, Tile, as_written, examine, gather, part_ranges, transform
 from weft.engine.journal import Facts
-from weft.engine.pool import Pool
+from weft.engine.scan import Scanner
 from weft.engine.workspace import Workspace
-from weft.ops.declare import Arguments, Kernel, Statistic
+from weft.ops.declare import Arguments, Fallback, Kernel, Statistic
 from weft.ops.registry import methods
 from weft.planner.memory import workspace_bytes
+
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 
 
 def arguments(
@@ -40,7 +42,7 @@ def kernel(method: str, shape: Sequence[int], models: Sequence[Mapping[str, floa
 def workspace(kernel: Kernel, inputs: int) -> Workspace:
     """One worker's scratch, dirty: nothing may rely on what it held before."""
     nbytes = workspace_bytes(kernel, inputs)
-    space = Workspace(torch.device("cpu"), nbytes, 0, Pool(nbytes), 0)
+    space = Workspace(torch.device("cpu"), nbytes, 0)
     space._memory.fill_(0xFF)
     space.arrange(inputs, kernel)
     return space
@@ -66,6 +68,9 @@ def run_kernel(
     chance = random.Random(shuffle)
     statistics: list[Any] = []
     for statistic in made.statistics:
+        if isinstance(statistic, Fallback) and not statistic.needed(statistics):
+            statistics.append(None)
+            continue
         statistics.append(_gather(made, statistic, flat, starts, step, space, tuple(statistics), cast, chance))
     out = torch.empty(size, dtype=dtype)
     facts = Facts()
@@ -74,7 +79,9 @@ def run_kernel(
         count = len(views[0])
         for low, high in part_ranges(count, made.part) or [(0, 0)]:
             there = out[start : start + count]
-            facts += transform(made, Tile(views, start, cast), there, low, high, space, tuple(statistics), base)
+            transform(made, Tile(views, start, cast), there, low, high, space, tuple(statistics))
+            original = as_written(views[base], dtype)(low, high) if base is not None else None
+            facts += examine(as_written(there, dtype)(low, high), DTYPES[dtype], original, Scanner())
     return out.view(inputs[0].shape), facts
 
 

@@ -112,20 +112,23 @@ def bits(stream: str, model: int, count: int) -> np.ndarray[tuple[int, ...], np.
     """The random bits of elements 0 to `count` - 1, one after the other in unsigned arithmetic."""
     import hashlib
 
-    index = np.arange(count, dtype=np.uint64)
-    block, low = (index >> np.uint64(16)), (index & np.uint64(0xFFFF)).astype(np.uint32)
-    words = np.zeros((int(block[-1]) + 1 if count else 0, 2), dtype=np.uint32)
-    for number in range(len(words)):
-        digest = hashlib.blake2b(f"{stream}\0{model}\0{number}".encode(), digest_size=8).digest()
-        words[number] = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
-    scrambled = _mix(low * np.uint32(0x9E3779B9), np.uint32(0))
-    keys = words[block.astype(np.int64)]
-    return _mix(scrambled ^ keys[:, 0], keys[:, 1]).view(np.int32)
+    low = np.arange(WORDS)
+    tables = [_mix((np.arange(WORDS) + k * WORDS).astype(np.uint32) * np.uint32(0x9E3779B9)) for k in range(3)]
+    blocks = []
+    for number in range(-(-count // WORDS)):
+        digest = hashlib.blake2b(f"{stream}\0{model}\0{number}".encode(), digest_size=6).digest()
+        turns = [int.from_bytes(digest[i : i + 2], "little") for i in (0, 2, 4)]
+        a, b, c = (table[(low + turn) % WORDS] for table, turn in zip(tables, turns, strict=True))
+        blocks.append(a ^ b ^ c)
+    return np.concatenate([*blocks, np.zeros(0, np.uint32)])[:count].view(np.int32)
 
 
-def _mix(x: Words, key: Words | np.uint32) -> Words:
+WORDS = 1 << 16
+
+
+def _mix(x: Words) -> Words:
     x = x ^ (x >> np.uint32(16))
-    x = x * np.uint32(0x7FEB352D) + key
+    x = x * np.uint32(0x7FEB352D)
     x = x ^ (x >> np.uint32(15))
     x = x * np.uint32(0x846CA68B)
     mixed: Words = x ^ (x >> np.uint32(16))

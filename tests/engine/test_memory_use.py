@@ -16,7 +16,7 @@ from weft.errors import BudgetError
 CHILD = """
 import sys
 from pathlib import Path
-import numpy, safetensors, weft.engine.finish
+import numpy, safetensors, torch, weft.engine.finish
 from weft.engine.run import run
 from weft.planner.config import read_config
 from weft.planner.memory import Budget

@@ -32,7 +32,7 @@ def run(made: Kernel, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, ti
         views = [flat[start : start + step], a.flatten(), b.flatten()]
         there = out[start : start + step]
         for low, high in part_ranges(len(views[0]), made.part):
-            transform(made, Tile(views, start, None), there, low, high, space, (), None)
+            transform(made, Tile(views, start, None), there, low, high, space, ())
     return out.view(weight.shape)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from kernel_runs import workspace
 from references import largest
 from weft.ops.declare import BLOCK, Kernel, Scratch, Statistic
-from weft.ops.select import CountEqual, CountHigh, CountLow, Cut, apply_cut
+from weft.ops.select import CountEqual, CountHigh, CountLow, Cut, selected
 
 
 def rows(x: Sequence[Tensor], scratch: Scratch) -> Sequence[Tensor]:
@@ -44,7 +44,7 @@ def select(vectors: Sequence[Tensor], keep: Sequence[int | None]) -> tuple[list[
             if cut is not None:
                 piece = vector[start : start + BLOCK]
                 space.load([piece], 0, len(piece), None)
-                apply_cut(piece, cut, start, space.row(0))
+                selected(piece, cut, start, piece, space.row(0))
     return out, cuts
 
 
