@@ -26,14 +26,9 @@ def arithmetic() -> AbstractContextManager[object]:
     return torch.inference_mode()
 
 
-def part_ranges(count: int, part: int) -> list[tuple[int, int]]:
-    """A tile's elements cut into the parts that workers take: the same blocks whatever the tile."""
-    return [(low, min(low + part, count)) for low in range(0, count, part)]
-
-
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """The loaded inputs of one task, flat, beginning at element `start` of the tensor; `cast` as in `Workspace.load`."""
+    """The loaded inputs of one task, flat, beginning at element `start` of the tensor; `cast` as in `Workspace.feed`."""
 
     views: list[torch.Tensor]
     start: int
@@ -41,27 +36,32 @@ class Tile:
 
 
 class Fold:
-    """Merges the parts' partial statistics in the order of the parts, whatever order they arrive in."""
+    """Merges the partial statistics of a tensor's runs in their order, whatever order they arrive in."""
 
     def __init__(self, statistic: Statistic) -> None:
         self._statistic = statistic
-        self._waiting: dict[int, Any] = {}
+        self._waiting: dict[int, tuple[int, Any]] = {}
         self._next = 0
         self._total: Any = None
         self._lock = threading.Lock()
 
-    def add(self, part: int, partial: Any) -> None:
-        """Take the partial result of part number `part` of the tensor."""
+    def add(self, begin: int, end: int, partial: Any) -> None:
+        """Take the partial result of elements `begin` to `end` of the tensor."""
         with self._lock:
-            self._waiting[part] = partial
+            self._waiting[begin] = end, partial
             while self._next in self._waiting:
-                right = self._waiting.pop(self._next)
-                self._total = right if self._next == 0 else self._statistic.merge(self._total, right)
-                self._next += 1
+                first = self._next == 0
+                self._next, right = self._waiting.pop(self._next)
+                self._total = right if first else self._statistic.merge(self._total, right)
 
     def finish(self, earlier: Sequence[Any]) -> Any:
-        """The statistic, once all parts are in."""
+        """The statistic, once all runs are in."""
         return self._statistic.finish(self._total, earlier)
+
+
+def blocks(low: int, high: int, step: int) -> list[tuple[int, int]]:
+    """Elements `low` to `high` in runs of `step`; of nothing, one empty run."""
+    return [(begin, min(begin + step, high)) for begin in range(low, high, step)] or [(low, high)]
 
 
 def gather(
@@ -73,15 +73,17 @@ def gather(
     space: Workspace,
     earlier: Sequence[Any],
 ) -> Any:
-    """The partial statistic of elements `low` to `high` of a tile."""
-    total: Any = None
-    space.arrange(len(tile.views), kernel)
+    """The partial statistic of elements `low` to `high` of a tile; None of nothing."""
+    if low == high:
+        return None
     stride = statistic.stride if isinstance(statistic, Sampling) else 1
-    for begin in range(low, high, kernel.block * stride):
-        first = begin + -(tile.start + begin) % stride
-        rows = space.load(tile.views, first, min(begin + kernel.block * stride, high), tile.cast, stride)
-        partial = statistic.block(rows, tile.start + begin, space, earlier)
-        total = partial if begin == low else statistic.merge(total, partial)
+    ranges = blocks(low, high, kernel.block * space.blocks * stride)
+    sampled = [(begin + -(tile.start + begin) % stride, end) for begin, end in ranges]
+    total: Any = None
+    for number, rows in enumerate(space.feed(kernel, tile.views, sampled, tile.cast, stride)):
+        partial = statistic.block(rows, tile.start + ranges[number][0], space, earlier)
+        total = partial if number == 0 else statistic.merge(total, partial)
+    space.finish()
     return total
 
 
@@ -95,11 +97,10 @@ def transform(
     statistics: Sequence[Any],
 ) -> None:
     """Compute elements `low` to `high` of a tile into `out`."""
-    space.arrange(len(tile.views), kernel)
-    for begin in range(low, high, kernel.block):
-        end = min(begin + kernel.block, high)
-        rows = space.load(tile.views, begin, end, tile.cast)
+    ranges = blocks(low, high, kernel.block * space.blocks) if low < high else []
+    for (begin, end), rows in zip(ranges, space.feed(kernel, tile.views, ranges, tile.cast), strict=True):
         space.store(kernel.map(rows, tile.start + begin, space, statistics), out[begin:end])
+    space.finish()
 
 
 def as_written(view: torch.Tensor, dtype: torch.dtype) -> Callable[[int, int], memoryview]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def choose_device(wanted: str) -> str:
@@ -53,6 +57,31 @@ def peak_device_memory(device: str) -> int:
     import torch
 
     return int(torch.cuda.max_memory_reserved(torch.device(device)))
+
+
+def pin(memory: torch.Tensor) -> None:
+    """Fix host memory in its place, so that a device copies from it by itself. Where that is refused, copies are slower only.
+
+    torch's own pinned memory comes in powers of two, and a budget is a promise.
+    """
+    import torch
+
+    torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)  # type: ignore[no-untyped-call]
+
+
+def unpin(memory: torch.Tensor) -> None:
+    """Undo `pin`, once nothing copies any more."""
+    import torch
+
+    torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())  # type: ignore[no-untyped-call]
+
+
+def settle(device: str) -> None:
+    """Return when what this thread began on the device is done, so that other threads may use it."""
+    if device != "cpu":
+        import torch
+
+        torch.cuda.current_stream(torch.device(device)).synchronize()
 
 
 @contextmanager

@@ -26,10 +26,11 @@ from ..errors import CheckpointError
 from ..ops.declare import Fallback, MethodError
 from ..planner.dtypes import ITEM_SIZES
 from ..planner.graph import Compute, Load, Save, copies_bytes
-from ..planner.memory import active_steps
+from ..planner.memory import active_steps, device_workers
 from ..planner.plan import Plan
 from ..planner.schedule import Buffer, Schedule, Step
-from .compute import Fold, Tile, arithmetic, as_written, examine, gather, part_ranges, transform
+from .compute import Fold, Tile, arithmetic, as_written, blocks, examine, gather, transform
+from .device import settle
 from .events import BytesRead, MemoryHeld, Observer, TensorDurable, TensorWritten
 from .journal import Facts, Record
 from .pool import Pool, torch_dtype
@@ -127,7 +128,8 @@ class Executor:
         self.plan, self.graph, self.schedule = plan, graph, schedule
         self.writer, self.journal, self.observer = writer, journal, observer
         self.pool = Pool(schedule.arena, pinned=not plan.options.budget.on_host)
-        workers = plan.options.budget.workers
+        budget = plan.options.budget
+        workers = budget.workers if budget.on_host else device_workers(budget)
         self.benches = [_Bench(Scanner(), cache(self._workspace)) for _ in range(workers)]
         self.reader = Reader(paths)
         for file in plan.files():
@@ -179,6 +181,7 @@ class Executor:
         self.committer.put(0)
         self.committer.close(drop=False)
         self.reader.close()
+        self.pool.close()
 
     def _handle(self, outcome: object) -> None:
         match outcome:
@@ -261,7 +264,9 @@ class Executor:
         else:
             self._computed(number)
             return
-        ranges = part_ranges(compute.count, self.plan.kernels[compute.recipe].part) or [(0, 0)]
+        # On a device a whole tile is one job, whose blocks overlap with their copies.
+        whole = not self.plan.options.budget.on_host
+        ranges = blocks(0, compute.count, compute.count or 1 if whole else self.plan.kernels[compute.recipe].part)
         state.parts_left = len(ranges)
         for low, high in ranges:
             self.workers.put(_PartJob(number, make(low, high)))
@@ -277,7 +282,8 @@ class Executor:
             def work(bench: _Bench) -> None:
                 with arithmetic():
                     partial = gather(kernel, statistic, tile, low, high, bench.space(), earlier)
-                    fold.add((compute.start + low) // kernel.part, partial)
+                    fold.add(compute.start + low, compute.start + high, partial)
+                    bench.space().finish()  # what it merged may be another worker's
 
             return work
 
@@ -331,6 +337,7 @@ class Executor:
         if compute.tile == compute.tiles - 1:
             with _naming(self.plan.all_recipes[compute.recipe].name):
                 tensor.statistics.append(tensor.fold.finish(tuple(tensor.statistics)) if tensor.fold is not None else None)
+                settle(self.plan.options.budget.device)
             tensor.fold = None
         self._start_phase(number)
 
@@ -411,11 +418,17 @@ class Executor:
         """Scratch for one worker, on the device that computes."""
         import torch
 
-        from .workspace import Workspace
+        from .workspace import HostWorkspace
 
         torch.set_num_threads(1)  # parts are the parallelism; threads inside an operation would only wait for each other
-        device, division = torch.device(self.plan.options.budget.device), self.plan.division
-        return Workspace(device, division.workspace, division.staging)
+        budget, division = self.plan.options.budget, self.plan.division
+        if budget.on_host:
+            return HostWorkspace(division.workspace)
+        from .device_workspace import DeviceWorkspace
+        from .streams import CudaStreams
+
+        device = torch.device(budget.device)
+        return DeviceWorkspace(device, CudaStreams(device), division.workspace, division.staging, division.blocks)
 
     # Jobs of the other threads.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .device import pin, unpin
 from .system import anonymous_memory
 
 if TYPE_CHECKING:
@@ -32,14 +33,11 @@ class Pool:
     """
 
     def __init__(self, nbytes: int, *, pinned: bool = False) -> None:
-        self._memory: Any
-        if pinned:
-            import torch
-
-            self._memory = torch.empty(max(nbytes, 1), dtype=torch.uint8, pin_memory=True).numpy().data
-        else:
-            self._memory = anonymous_memory(nbytes)
+        self._memory = anonymous_memory(nbytes)
         self._view = memoryview(self._memory)
+        self._pinned = pinned
+        if pinned:
+            pin(self._bytes)
 
     def bytes(self, offset: int, nbytes: int) -> memoryview:
         """A buffer's bytes."""
@@ -49,6 +47,11 @@ class Pool:
         """A buffer as a flat tensor of `count` elements of a safetensors dtype."""
         kind = torch_dtype(dtype)
         return self._bytes[offset : offset + count * kind.itemsize].view(kind)
+
+    def close(self) -> None:
+        """Let pinned memory go."""
+        if self._pinned:
+            unpin(self._bytes)
 
     @cached_property
     def _bytes(self) -> torch.Tensor:

@@ -16,6 +16,16 @@ PIPELINE = 128 << 20
 """Bytes of the pool that let reading, computing and writing overlap where single steps are small."""
 
 
+SLOTS = 2
+"""Blocks on their way to a device, or from it, at once: one is copied while the other is computed with."""
+
+DEVICE_ELEMENTS = 1 << 24
+"""Elements that a device handles at once at most: enough that starting the work costs little beside doing it."""
+
+SEGMENT = 2 << 20
+"""Bytes in which torch asks a device for memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """What the run may use. `device` is cpu or cuda:N."""
@@ -33,10 +43,14 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """A budget's parts in bytes: one worker's `workspace` and device `staging`, all partial statistics, the pool, the device."""
+    """A budget's parts in bytes: the `workspace` of one worker, host `scratch`, all partial statistics, the pool, the device.
+
+    On a device a worker handles `blocks` of a kernel's blocks at once, and has `staging` for what is on its way in and out.
+    """
 
     workspace: int
     staging: int
+    blocks: int
     scratch: int
     state: int
     pool: int
@@ -53,6 +67,21 @@ def active_steps(workers: int) -> int:
     return 2 * workers
 
 
+def device_workers(budget: Budget) -> int:
+    """Threads that keep a device busy: while one waits for its last result, the other has work queued."""
+    return min(budget.workers, 2)
+
+
+def staging_bytes(kernel: Kernel, sizes: Sequence[int]) -> int:
+    """Device memory for a block of every input and of the output, as they stand in files, in each slot."""
+    return SLOTS * sum(aligned(kernel.block * size) for size in sizes)
+
+
+def aligned(nbytes: int) -> int:
+    """Rounded up so that any element type may begin there."""
+    return -(-nbytes // 64) * 64
+
+
 def workspace_rows(kernel: Kernel, inputs: int) -> int:
     """Float32 rows of a worker's workspace: the inputs', the kernel's own, and one for the engine's checks."""
     return inputs + kernel.rows + 1
@@ -60,28 +89,39 @@ def workspace_rows(kernel: Kernel, inputs: int) -> int:
 
 def workspace_bytes(kernel: Kernel, inputs: int) -> int:
     """One worker's scratch for a kernel: float32 rows and two float64 rows of a block each."""
-    nbytes = kernel.block * (4 * workspace_rows(kernel, inputs) + 2 * 8)
-    return -(-nbytes // 64) * 64
+    return aligned(kernel.block * (4 * workspace_rows(kernel, inputs) + 2 * 8))
 
 
-def divide(budget: Budget, kernels: Sequence[Kernel], inputs: Sequence[int]) -> Division:
-    """Split a budget for these kernels, each with that many inputs; the pool gets what is left.
+def divide(budget: Budget, kernels: Sequence[Kernel], sizes: Sequence[Sequence[int]]) -> Division:
+    """Split a budget for these kernels; the pool gets what is left. `sizes`: bytes of an element of each input and of the output.
 
     Raises BudgetError where the device's memory is too small.
     """
-    workspace = max((workspace_bytes(kernel, n) for n, kernel in zip(inputs, kernels, strict=True)), default=0)
-    block = max((kernel.block for kernel in kernels), default=0)
     state = max((kernel.state_bytes for kernel in kernels), default=0)
     partial = max((kernel.partial_bytes or kernel.state_bytes for kernel in kernels), default=0)
-    scratch = budget.workers * workspace
     # Partial statistics: a total for each active step, and one being filled and one that waits its turn for each worker.
     states = active_steps(budget.workers) * state + 2 * budget.workers * partial
-    # On another device, a block of the widest type on its way in or out, and kernels' own temporaries of a few rows.
-    staging = 0 if budget.on_host else 8 * block
-    vram = 0 if budget.on_host else scratch + states + budget.workers * 4 * staging
-    if vram > budget.vram:
+    if budget.on_host:
+        workspace = max((workspace_bytes(k, len(s) - 1) for k, s in zip(kernels, sizes, strict=True)), default=0)
+        scratch = budget.workers * workspace
+        return Division(workspace, 0, 1, scratch, states, budget.ram - OVERHEAD - scratch - states, 0)
+
+    def on_device(blocks: int) -> Division:
+        pairs = list(zip(kernels, sizes, strict=True))
+        workspace = max((workspace_bytes(k, len(s) - 1) * blocks for k, s in pairs), default=0)
+        staging = max((staging_bytes(k, s) * blocks for k, s in pairs), default=0)
+        temporary = max((8 * k.block * blocks for k in kernels), default=0)
+        each = sum(-(-n // SEGMENT) * SEGMENT for n in (workspace, staging, temporary))
+        vram = device_workers(budget) * each + -(-states // SEGMENT) * SEGMENT
+        return Division(workspace, staging, blocks, 0, states, budget.ram - OVERHEAD - states, vram)
+
+    blocks = max(DEVICE_ELEMENTS // max((kernel.block for kernel in kernels), default=DEVICE_ELEMENTS), 1)
+    while blocks > 1 and on_device(blocks).vram > budget.vram:
+        blocks //= 2
+    division = on_device(blocks)
+    if division.vram > budget.vram:
+        needed = division.vram
         raise BudgetError(
-            f"--vram {format_size(budget.vram)} is too little: {format_size(vram)} would do (or --device cpu)", vram
+            f"--vram {format_size(budget.vram)} is too little: {format_size(needed)} would do (or --device cpu)", needed
         )
-    host = scratch if budget.on_host else 0
-    return Division(workspace, staging, host, states, budget.ram - OVERHEAD - host - states, vram)
+    return division

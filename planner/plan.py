@@ -18,6 +18,7 @@ from ..ops.declare import Kernel, Method
 from .catalog import WeightFile
 from .compile import Merge, compile_merge
 from .config import LoadedConfig
+from .dtypes import ITEM_SIZES
 from .graph import Load, build_graph, copies_bytes
 from .kernels import kernel_of
 from .memory import PIPELINE, Budget, Division, divide
@@ -148,7 +149,7 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
     recipes = merge.recipes
     inner = _inner(recipes)
     kernels = tuple(kernel_of(recipe) for recipe in (*recipes, *inner))
-    division = divide(options.budget, kernels, [len(recipe.inputs) for recipe in (*recipes, *inner)])
+    division = divide(options.budget, kernels, [_sizes(recipe) for recipe in (*recipes, *inner)])
     limit = options.budget.ram
     if stages:
         with suppress(BudgetError):  # what is too little for a stage is too little for all: the whole says how much it needs
@@ -207,6 +208,11 @@ def _inner(recipes: Iterable[Recipe]) -> tuple[Recipe, ...]:
     return tuple(found.values())
 
 
+def _sizes(recipe: Recipe) -> list[int]:
+    """Bytes of an element of each input, and of the output."""
+    return [ITEM_SIZES[dtype] for dtype in (*(source.dtype for source in recipe.inputs), recipe.dtype)]
+
+
 def _largest_alone(stages: Sequence[Sequence[Recipe]], budget: Budget) -> int:
     """The most memory that any of a config's stages would take if the ones before it were models on the disk."""
     results = {recipe.digest for stage in stages for recipe in stage}
@@ -216,7 +222,7 @@ def _largest_alone(stages: Sequence[Sequence[Recipe]], budget: Budget) -> int:
         inner = _inner(recipes)
         every = (*recipes, *inner)
         kernels = tuple(kernel_of(recipe) for recipe in every)
-        division = divide(budget, kernels, [len(recipe.inputs) for recipe in every])
+        division = divide(budget, kernels, [_sizes(recipe) for recipe in every])
         _, order = _schedule(recipes, inner, kernels, range(len(recipes)), budget, division, budget.ram)
         most = max(most, division.fixed + order.arena)
     return most

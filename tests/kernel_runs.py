@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.engine.compute import Fold, Tile, as_written, examine, gather, part_ranges, transform
+from weft.engine.compute import Fold, Tile, as_written, blocks, examine, gather, transform
 from weft.engine.journal import Facts
 from weft.engine.scan import Scanner
-from weft.engine.workspace import Workspace
+from weft.engine.workspace import HostWorkspace
 from weft.ops.declare import Arguments, Fallback, Kernel, Statistic
 from weft.ops.registry import methods
 from weft.planner.memory import workspace_bytes
@@ -39,10 +39,10 @@ def kernel(method: str, shape: Sequence[int], models: Sequence[Mapping[str, floa
     return methods()[method].kernel(arguments(method, shape, models, **rest))
 
 
-def workspace(kernel: Kernel, inputs: int) -> Workspace:
+def workspace(kernel: Kernel, inputs: int) -> HostWorkspace:
     """One worker's scratch, dirty: nothing may rely on what it held before."""
     nbytes = workspace_bytes(kernel, inputs)
-    space = Workspace(torch.device("cpu"), nbytes, 0)
+    space = HostWorkspace(nbytes)
     space._memory.fill_(0xFF)
     space.arrange(inputs, kernel)
     return space
@@ -77,7 +77,7 @@ def run_kernel(
     for start in chance.sample(starts, len(starts)):
         views = [x[start : start + step] for x in flat]
         count = len(views[0])
-        for low, high in part_ranges(count, made.part) or [(0, 0)]:
+        for low, high in blocks(0, count, made.part):
             there = out[start : start + count]
             transform(made, Tile(views, start, cast), there, low, high, space, tuple(statistics))
             original = as_written(views[base], dtype)(low, high) if base is not None else None
@@ -91,7 +91,7 @@ def _gather(
     flat: Sequence[Tensor],
     starts: Sequence[int],
     step: int,
-    space: Workspace,
+    space: HostWorkspace,
     earlier: Sequence[Any],
     cast: torch.dtype | None,
     chance: random.Random,
@@ -100,9 +100,9 @@ def _gather(
     jobs = []
     for start in starts:
         views = [x[start : start + step] for x in flat]
-        jobs += [(Tile(views, start, cast), low, high) for low, high in part_ranges(len(views[0]), made.part) or [(0, 0)]]
+        jobs += [(Tile(views, start, cast), low, high) for low, high in blocks(0, len(views[0]), made.part)]
     for tile, low, high in chance.sample(jobs, len(jobs)):
-        fold.add((tile.start + low) // made.part, gather(made, statistic, tile, low, high, space, earlier))
+        fold.add(tile.start + low, tile.start + high, gather(made, statistic, tile, low, high, space, earlier))
     return fold.finish(earlier)
 
 

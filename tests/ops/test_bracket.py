@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernel_runs import workspace
-from weft.engine.compute import Fold, Tile, gather, part_ranges
+from weft.engine.compute import Fold, Tile, blocks, gather
 from weft.ops import bracket
 from weft.ops.bracket import PASSES, Bracket, cuts, find_cuts, sample_stride, state_bytes
 from weft.ops.declare import BLOCK, Fallback, Kernel, Scratch
@@ -37,8 +37,8 @@ def find(vectors: Sequence[Tensor], ranks: Sequence[Sequence[int]], *, mislead: 
             continue
         count += 1
         fold = Fold(one)
-        for low, high in part_ranges(len(vectors[0]), made.part):
-            fold.add(low // made.part, gather(made, one, Tile(list(vectors), 0, None), low, high, space, statistics))
+        for low, high in blocks(0, len(vectors[0]), made.part):
+            fold.add(low, high, gather(made, one, Tile(list(vectors), 0, None), low, high, space, statistics))
         statistics.append(fold.finish(statistics))
         if mislead and count == 1:
             statistics[0] = [[Bracket(1e30, 2e30)] * len(wanted) for wanted in ranks]

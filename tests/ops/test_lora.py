@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernel_runs import workspace
-from weft.engine.compute import Tile, part_ranges, transform
+from weft.engine.compute import Tile, blocks, transform
 from weft.ops.declare import Kernel
 from weft.ops.lora import BLOCK, lora_kernel
 
@@ -31,7 +31,7 @@ def run(made: Kernel, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, ti
     for start in range(0, len(flat), step):
         views = [flat[start : start + step], a.flatten(), b.flatten()]
         there = out[start : start + step]
-        for low, high in part_ranges(len(views[0]), made.part):
+        for low, high in blocks(0, len(views[0]), made.part):
             transform(made, Tile(views, start, None), there, low, high, space, ())
     return out.view(weight.shape)
 

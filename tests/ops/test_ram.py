@@ -74,8 +74,9 @@ def test_counts_are_exact(n: int, share: float) -> None:
     made = kernel("ramplus_tl", (n,), [{}] * 4, base=0)
     (overlap,) = made.statistics
     space, total = workspace(made, 4), None
-    for begin in range(0, n, BLOCK):
-        rows = space.load(x, begin, min(begin + BLOCK, n), None)
+    starts = range(0, n, BLOCK)
+    ranges = [(begin, min(begin + BLOCK, n)) for begin in starts]
+    for begin, rows in zip(starts, space.feed(made, x, ranges, None), strict=True):
         partial = overlap.block(rows, begin, space, ())
         total = partial if total is None else overlap.merge(total, partial)
     assert overlap.finish(total, ()) == [(int((row & ~alone).sum()), int((row & alone).sum())) for row in changed]

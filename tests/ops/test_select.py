@@ -23,7 +23,8 @@ def rows(x: Sequence[Tensor], scratch: Scratch) -> Sequence[Tensor]:
 
 def select(vectors: Sequence[Tensor], keep: Sequence[int | None]) -> tuple[list[Tensor], list[Cut | None]]:
     """The vectors with all but the largest zeroed, a block at a time."""
-    space = workspace(Kernel(lambda x, start, scratch, statistics: x[0], rows=1), len(vectors))
+    made = Kernel(lambda x, start, scratch, statistics: x[0], rows=1)
+    space = workspace(made, len(vectors))
     ranks = [() if k is None else (k,) for k in keep]
     wanted = [k is not None for k in keep]
     passes: list[Statistic] = [CountHigh(wanted, lambda earlier: ranks, rows, 0), CountLow(rows, 0), CountEqual(rows, 0)]
@@ -31,8 +32,8 @@ def select(vectors: Sequence[Tensor], keep: Sequence[int | None]) -> tuple[list[
     earlier: list[Any] = []
     for one in passes:
         total: Any = None
-        for start in starts:
-            loaded = space.load(list(vectors), start, min(start + BLOCK, len(vectors[0])), None)
+        ranges = [(start, min(start + BLOCK, len(vectors[0]))) for start in starts]
+        for start, loaded in zip(starts, space.feed(made, list(vectors), ranges, None), strict=True):
             partial = one.block(loaded, start, space, earlier)
             total = partial if start == 0 else one.merge(total, partial)
         earlier.append(one.finish(total, earlier))
@@ -43,8 +44,8 @@ def select(vectors: Sequence[Tensor], keep: Sequence[int | None]) -> tuple[list[
         for vector, cut in zip(out, cuts, strict=True):
             if cut is not None:
                 piece = vector[start : start + BLOCK]
-                space.load([piece], 0, len(piece), None)
-                selected(piece, cut, start, piece, space.row(0))
+                for _ in space.feed(made, [piece], [(0, len(piece))], None):
+                    selected(piece, cut, start, piece, space.row(0))
     return out, cuts
 
 
