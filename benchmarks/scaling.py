@@ -77,7 +77,9 @@ def hollow(folder: Path, layers: int, hidden: int, inner: int, vocabulary: int, 
     with (folder / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + offset)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": layers, "vocab_size": vocabulary}))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "llama", "num_hidden_layers": layers, "vocab_size": vocabulary})
+    )
 
 
 SHAPES = {

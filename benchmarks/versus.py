@@ -10,8 +10,6 @@ too. Prints a table in Markdown, or puts it into a file between the lines `<!-- 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shutil
 import statistics
 import sys
@@ -123,7 +121,9 @@ def main() -> None:
         rows.append(row(name, ours, theirs, floors))
         print(rows[-1], flush=True)
     start = statistics.median(run([sys.executable, "-c", "import weft.engine.run, torch"], out).seconds for _ in range(3))
-    command = f"python benchmarks/versus.py FOLDER --size {given.size} --ram {given.ram} --runs {given.runs} --other mergekit-yaml"
+    command = (
+        f"python benchmarks/versus.py FOLDER --size {given.size} --ram {given.ram} --runs {given.runs} --other mergekit-yaml"
+    )
     head = (
         f"{machine()}; start-up (importing torch included) {start:.1f} s. `{command}`\n\n"
         "| merge | weft | beyond start-up | predicted | whole process | floor | mergekit | its memory | times faster | times the floor |\n"

@@ -1,7 +1,7 @@
 """The k-th largest magnitude in one pass: a sample says between which two values it must lie, and what lies there is looked at.
 
     a sample         ·  ·   ··  · ·  ·  ·   · ·  · ·   ·
-    sorted                 low ├──── k? ────┤ high          the k-th largest of all is in between, six standard errors wide
+    sorted                 low ├──── k? ────┤ high          the k-th largest of all is in between
     one pass         counts what is above, at `high` and at `low`, and gathers the few values in between
 
 Floyd and Rivest 1975, Expected time bounds for selection (section 2), with the sample's ends as counts of their own: models in
@@ -26,8 +26,8 @@ from .select import COUNTER_BYTES, CountEqual, CountHigh, CountLow, Cut, Level, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ERRORS = 6.0
-"""Width of the bracket on either side, in standard errors of the sample's rank: missed once in a billion draws."""
+ERRORS = 5.0
+"""Width of the bracket on either side, in standard errors of the sample's rank: missed once in two million draws."""
 
 Values = NDArray[np.float32]
 
@@ -52,14 +52,13 @@ def sample_error(size: int, rank: int) -> float:
 
 
 def _bracket_bytes(size: int, rows: int, ranks: int) -> int:
-    """Most bytes of the sample of some rows, or of what lies in the brackets of some ranks; twice, to join them."""
-    gathered = 4 * _gathered_at_most(size) * ranks
-    return 2 * max(4 * (size // sample_stride(size) + 1) * rows, gathered) + 4096
+    """Most bytes of the sample of some rows, or of what lies in the brackets of some ranks."""
+    return max(4 * (size // sample_stride(size) + 1) * rows, 4 * _gathered_at_most(size) * ranks) + 4096
 
 
 def _gathered_at_most(size: int) -> int:
-    """Twice what is expected in the widest bracket; more would mean that the sample misled."""
-    return math.ceil(4 * sample_error(size, size // 2) * sample_stride(size)) + 1
+    """Half as much again as is expected in the widest bracket; more would mean that the sample misled."""
+    return math.ceil(3 * sample_error(size, size // 2) * sample_stride(size)) + 1
 
 
 @dataclass(frozen=True, slots=True)

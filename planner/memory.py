@@ -99,8 +99,9 @@ def divide(budget: Budget, kernels: Sequence[Kernel], sizes: Sequence[Sequence[i
     """
     state = max((kernel.state_bytes for kernel in kernels), default=0)
     partial = max((kernel.partial_bytes or kernel.state_bytes for kernel in kernels), default=0)
-    # Partial statistics: a total for each active step, and one being filled and one that waits its turn for each worker.
-    states = active_steps(budget.workers) * state + 2 * budget.workers * partial
+    # Partial statistics: a total for each active step and one that is joined into a whole, and one being filled and one that
+    # waits its turn for each worker.
+    states = (active_steps(budget.workers) + 1) * state + 2 * budget.workers * partial
     if budget.on_host:
         workspace = max((workspace_bytes(k, len(s) - 1) for k, s in zip(kernels, sizes, strict=True)), default=0)
         scratch = budget.workers * workspace

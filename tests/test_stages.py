@@ -317,7 +317,7 @@ LARGE: dict[str, list[Document]] = {
     "slerp into ties": [slerp("a", "b", name="one"), slerp("c", "d", name="two"), tuned("ties", "a", "one", "two")],
 }
 
-MEMORY = [(chain, ram) for chain in LARGE for ram in (64, 256, 1024, 4096)]
+MEMORY = [(chain, ram) for chain in LARGE for ram in (80, 256, 1024, 4096)]
 
 
 @pytest.mark.parametrize(("chain", "mebibytes"), MEMORY)
