@@ -73,7 +73,7 @@ class Recipe:
     `method` None copies input 0's bytes. `cast`: inputs of other types are rounded to this one first, as the config's `dtype`
     asks (None: they are taken as they are); all arithmetic is float32 nevertheless. `base_input` is the position of the base
     model's own tensor among the inputs, if it is one of them. `digest` changes whenever anything does that could change the
-    result's bytes.
+    result's bytes. `sources` are the inputs' models as the config names them, for people.
     """
 
     name: str
@@ -86,6 +86,7 @@ class Recipe:
     base_input: int | None
     digest: str
     special: RowLayout | LowRankUpdate | None = None
+    sources: tuple[str, ...] = ()
 
     def leaves(self) -> Iterator[InputTensor]:
         """Every tensor that is read for this one, also for inputs that are computed themselves."""
@@ -227,7 +228,10 @@ class RecipeMaker:
         if kernel.copies and isinstance(first, Recipe) and first.dtype == dtype:
             return replace(first, name=name)  # what is computed is the result: nothing is left to do to it
         digest = _digest(self.method.name, self.method.version, dtype, cast, inputs, arguments)
-        return Recipe(name, dtype, first.shape, self.method.name, inputs, arguments, cast, self._base_input(uses), digest)
+        base_input = self._base_input(uses)
+        return Recipe(
+            name, dtype, first.shape, self.method.name, inputs, arguments, cast, base_input, digest, sources=_sources(uses)
+        )
 
     def _only_lends_files(self, use: Use, run: Run) -> bool:
         """A base model that has none of the parameters its method asks of a model gives config and tokenizer, no weights."""
@@ -240,7 +244,8 @@ class RecipeMaker:
     def _copy(self, name: str, use: Use, dtype: str) -> Recipe:
         arguments = Arguments(use.tensor.shape, ({},))
         digest = _digest("copy", 1, dtype, None, (use.tensor,), arguments)
-        return Recipe(name, dtype, use.tensor.shape, None, (use.tensor,), arguments, None, self._base_input([use]), digest)
+        base = self._base_input([use])
+        return Recipe(name, dtype, use.tensor.shape, None, (use.tensor,), arguments, None, base, digest, sources=_sources([use]))
 
     def _base_input(self, uses: Sequence[Use]) -> int | None:
         for i, use in enumerate(uses):
@@ -349,6 +354,10 @@ def _first(name: str, levels: Iterable[Level], tensor: str, depth: float) -> flo
         if value is not None:
             return value
     return None
+
+
+def _sources(uses: Iterable[Use]) -> tuple[str, ...]:
+    return tuple(str(use.source.model.reference) for use in uses)
 
 
 def _by_layer(places: Iterable[Place], prefix: str) -> dict[int, list[Place]]:

@@ -1,0 +1,137 @@
+"""What a config's parameters come to: a value for each layer and kind of tensor, and for each model where models differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..ops.declare import BaseRole
+from ..ops.registry import methods
+from .plan import Plan
+from .recipe import Recipe
+from .report_rows import Rows
+
+DIGITS = 9
+"""Significant digits: enough for any value that a person writes, without the noise of float arithmetic."""
+
+Values = tuple[float | None, ...]
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A parameter's values: by kind of tensor and layer, and of single tensors outside the layers."""
+
+    inside: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
+    outside: dict[str, float] = field(default_factory=dict)
+
+    def values(self) -> set[float]:
+        return {*self.outside.values(), *(value for layers in self.inside.values() for value in layers.values())}
+
+
+def parameter_values(plan: Plan, rows: Rows) -> list[dict[str, Any]]:
+    """One map a parameter: `merge` (a stage's name; empty for the result), `method`, `name`, `boolean` and `models`.
+
+    Each of `models` is {`model`: its name, or null for a parameter of the whole merge; `constant`: the value, where it is the
+    same for all tensors, else null; `series`: [{`stack`, `label`, `kinds`: tensors' names within a layer; `values`: one a layer,
+    null where a layer has no such tensor}]; `outside`: [[tensor, value]] outside the layers}. Kinds of equal values are one
+    series.
+    """
+    found: dict[tuple[str, str, str], dict[str | None, _Seen]] = {}
+    for merge, recipe in _merged(plan):
+        assert recipe.method is not None
+        for model, name, value in settings(recipe):
+            seen = found.setdefault((merge, recipe.method, name), {}).setdefault(model, _Seen())
+            place = rows.place(recipe.name)
+            if place.stack is None:
+                seen.outside[recipe.name] = value
+            else:
+                seen.inside.setdefault((place.stack.prefix, place.rest), {})[place.layer] = value
+    declared = methods()
+    return [
+        {
+            "merge": merge,
+            "method": method,
+            "name": name,
+            "boolean": method in declared and (p := declared[method].parameter(name)) is not None and p.kind == "boolean",
+            "models": [_model(model, seen) for model, seen in models.items()],
+        }
+        for (merge, method, name), models in found.items()
+    ]
+
+
+def _merged(plan: Plan) -> Iterator[tuple[str, Recipe]]:
+    """Every recipe that a method makes, with the stage it belongs to: those of the result first."""
+    stages: dict[str, tuple[str, Recipe]] = {}
+
+    def visit(recipe: Recipe, merge: str) -> None:
+        for position, source in enumerate(recipe.inputs):
+            if not isinstance(source, Recipe) or source.digest in stages:
+                continue
+            own = source.special is None  # an adapter or moved rows belong to the merge that uses them
+            name = recipe.sources[position] if own and position < len(recipe.sources) else merge
+            if own and source.method:
+                stages[source.digest] = (name, source)
+            visit(source, name)
+
+    for recipe in plan.recipes:
+        if recipe.method:
+            yield "", recipe
+        visit(recipe, "")
+    yield from stages.values()
+
+
+def settings(recipe: Recipe) -> Iterator[tuple[str | None, str, float]]:
+    """A recipe's parameters: (model or None, name, value), without those of a base that the method compares with only."""
+    for name, value in recipe.arguments.shared.items():
+        yield None, name, _rounded(value)
+    method = methods().get(recipe.method or "")
+    apart = recipe.arguments.base if method and method.base in (BaseRole.REQUIRED, BaseRole.OPTIONAL) else None
+    labels = _distinct(recipe.sources) if recipe.sources else tuple(f"input {i + 1}" for i in range(len(recipe.inputs)))
+    for i, (label, values) in enumerate(zip(labels, recipe.arguments.models, strict=False)):
+        if i != apart:
+            for name, value in values.items():
+                yield label, name, _rounded(value)
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """The names; where one model stands several times in a merge, with the number of its turn."""
+    turns: dict[str, int] = {}
+    found = []
+    for name in names:
+        turns[name] = turns.get(name, 0) + 1
+        found.append(name if turns[name] == 1 else f"{name} ({turns[name]})")
+    return tuple(found)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _model(model: str | None, seen: _Seen) -> dict[str, Any]:
+    values = seen.values()
+    if len(values) == 1:
+        return {"model": model, "constant": values.pop(), "series": [], "outside": []}
+    return {"model": model, "constant": None, "series": _series(seen.inside), "outside": [list(x) for x in seen.outside.items()]}
+
+
+def _series(inside: Mapping[tuple[str, str], Mapping[int, float]]) -> list[dict[str, Any]]:
+    depth = {stack: max(max(v) for (s, _), v in inside.items() if s == stack) + 1 for stack, _ in inside}
+    groups: dict[tuple[str, Values], list[str]] = {}
+    for (stack, kind), layers in inside.items():
+        values = tuple(layers.get(layer) for layer in range(depth[stack]))
+        groups.setdefault((stack, values), []).append(kind)
+    return [
+        {"stack": stack, "label": _label(kinds, [k for s, k in inside if s == stack]), "kinds": kinds, "values": list(values)}
+        for (stack, values), kinds in groups.items()
+    ]
+
+
+def _label(kinds: list[str], every: list[str]) -> str:
+    """Kinds in short: the part of a layer where all of its tensors are meant, else single tensors."""
+    short: dict[str, None] = {}
+    for kind in kinds:
+        head = kind.partition(".")[0]
+        whole = all(other in kinds for other in every if other.partition(".")[0] == head)
+        short.setdefault(head if whole else kind.removesuffix(".weight"))
+    return ", ".join(short)
