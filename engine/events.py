@@ -90,3 +90,13 @@ class Observer(Protocol):
 
 def ignore(event: Event) -> None:
     """The observer that watches nothing."""
+
+
+def both(first: Observer, second: Observer) -> Observer:
+    """An observer that tells two others, in this order."""
+
+    def tell(event: Event) -> None:
+        first(event)
+        second(event)
+
+    return tell

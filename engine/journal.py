@@ -9,7 +9,7 @@ import errno
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,8 +80,7 @@ class Journal:
 
     def records(self) -> dict[str, Record]:
         """All durable tensors by name."""
-        rows = self._db.execute("SELECT name, digest, shard, offset, nbytes, checksum, facts FROM tensors")
-        return {row[0]: Record(row[0], row[1], row[2], row[3], row[4], row[5], Facts(*json.loads(row[6]))) for row in rows}
+        return _records(self._db)
 
     def add(self, records: Iterable[Record]) -> None:
         """Record tensors whose bytes are synced; returns when the records are on the disk."""
@@ -110,6 +109,26 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+def read_records(path: Path) -> dict[str, Record]:
+    """The records of a journal that another process may be writing; none where there is none to be read."""
+    with suppress(sqlite3.Error, OSError), closing(_read_only(path)) as db:
+        return _records(db)
+    return {}
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    if db.execute("PRAGMA user_version").fetchone()[0] != JOURNAL_VERSION:
+        db.close()
+        raise sqlite3.DatabaseError("another version")
+    return db
+
+
+def _records(db: sqlite3.Connection) -> dict[str, Record]:
+    rows = db.execute("SELECT name, digest, shard, offset, nbytes, checksum, facts FROM tensors")
+    return {row[0]: Record(row[0], row[1], row[2], row[3], row[4], row[5], Facts(*json.loads(row[6]))) for row in rows}
 
 
 def _connect(path: Path) -> sqlite3.Connection:
