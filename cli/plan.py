@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options as o
+
+if TYPE_CHECKING:
+    from ..planner.plan import Plan
 
 
 def plan(
@@ -17,6 +20,9 @@ def plan(
     graph: Annotated[Path | None, typer.Option(help="Write the task graph: a .graphml or .dot file.", show_default=False)] = None,
     save: Annotated[
         Path | None, typer.Option(help="Write the plan to a file for `weft run FILE OUT`.", show_default=False)
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the plan as a page to look at: an .html file.", show_default=False)
     ] = None,
     ram: o.Ram = None,
     vram: o.Vram = None,
@@ -44,6 +50,10 @@ def plan(
     """Compile a merge from headers alone and show what it will do and cost. Reads no tensor data, downloads no weights."""
     if not quiet:
         o.explain_pasted(locals())
+    if report is not None:
+        from .report import check_place
+
+        check_place(report, out)
     wishes = o.Wishes(ram, vram, "cuda" if cuda and device is None else device, workers, out_shard_size, seed, copy_tokenizer)
     compiled = o.compile_plan(config, wishes)
     from ..planner.describe import describe, write_graph
@@ -53,6 +63,8 @@ def plan(
         write_graph(compiled, graph)
     if save is not None:
         save_plan(compiled, save)
+    if report is not None:
+        _report(compiled, out, report)
     if json:
         import json as serializer
 
@@ -63,12 +75,19 @@ def plan(
         show_plan(compiled, out, verbose=verbose)
 
 
-def _disk(compiled: object, out: Path | None) -> dict[str, object]:
+def _report(compiled: Plan, out: Path | None, path: Path) -> None:
+    from ..engine.prospect import prospect
+    from ..planner.report_data import report_data
+    from .report import write_report
+
+    found = prospect(compiled, out)
+    write_report(report_data(compiled, state=found.state, done=found.done), path)
+
+
+def _disk(compiled: Plan, out: Path | None) -> dict[str, object]:
     from ..engine.folder import state_of
     from ..engine.system import free_disk
-    from ..planner.plan import Plan
 
-    assert isinstance(compiled, Plan)
     needed = compiled.bytes_written + sum(compiled.side_files.values())
     return {
         "disk": {"needed": needed, "free": free_disk(out or Path.cwd())},

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import OutputError
 from . import options as o
+
+if TYPE_CHECKING:
+    from ..engine.events import Observer
+    from ..planner.plan import Plan
 
 
 def run(
     config: Annotated[str, typer.Argument(help="A merge config (YAML), a plan saved by `weft plan --save`, or MODEL+ADAPTER.")],
     out: Annotated[Path, typer.Argument(help="The folder for the result: new, empty, or one that this command began.")],
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write the plan and what was measured as a page to look at: an .html file.", show_default=False),
+    ] = None,
     ram: o.Ram = None,
     vram: o.Vram = None,
     device: o.Device = None,
@@ -39,19 +50,54 @@ def run(
     """Merge. Interrupted at any point, the same command continues where it stopped."""
     if not quiet:
         o.explain_pasted(locals())
+    if report is not None:
+        from .report import check_place
+
+        check_place(report, out)
     wishes = o.Wishes(ram, vram, "cuda" if cuda and device is None else device, workers, out_shard_size, seed, copy_tokenizer)
     plan = o.compile_plan(config, wishes)
+    from ..engine.events import both
     from ..engine.run import run as execute
     from .progress import progress
     from .render import say_plan, show_summary
 
     if not quiet:
         say_plan(plan, verbose=verbose)
-    with progress(quiet=quiet, verbose=verbose) as observer:
-        summary = execute(plan, out, observer, quiet=quiet)
+    with _reported(plan, out, report) as recorder, progress(quiet=quiet, verbose=verbose) as shown:
+        summary = execute(plan, out, both(recorder, shown), quiet=quiet)
     if quiet:
         return
     if summary is None:
         print(f"{out} holds the complete result of this merge already: nothing to do")
     else:
         show_summary(summary, out)
+
+
+@contextmanager
+def _reported(plan: Plan, out: Path, path: Path | None) -> Iterator[Observer]:
+    """An observer whose notes become a report in the end, also where the run stops before its own."""
+    from ..engine.events import ignore
+
+    if path is None:
+        yield ignore
+        return
+    from ..engine.prospect import prospect
+    from ..engine.recorder import Recorder
+    from ..planner.report_data import report_data
+    from .report import write_report
+
+    recorder = Recorder()
+    found = prospect(plan, out)
+
+    def write() -> None:
+        measured = recorder.measured() if recorder.started else None
+        write_report(report_data(plan, state=found.state, done=found.done, measured=measured), path)
+
+    try:
+        yield recorder
+    except BaseException:
+        if recorder.started:
+            with suppress(OutputError):  # why the run stopped is what the user must hear
+                write()
+        raise
+    write()

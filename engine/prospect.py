@@ -1,7 +1,8 @@
-"""What a run would find done in its output folder, without touching anything there."""
+"""What a run would find done in its output folder, without changing anything there that a run relies on."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..planner.plan import Plan
@@ -11,16 +12,27 @@ from .journal import read_records
 from .shard_writer import PARTIAL
 
 
-def tensors_done(plan: Plan, out: Path) -> frozenset[int]:
-    """The recipes whose tensors a run into `out` would not compute again."""
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What an output folder is to a plan (None: none is named), and the recipes whose tensors it has already."""
+
+    state: str | None = None
+    done: frozenset[int] = frozenset()
+
+
+def prospect(plan: Plan, out: Path | None) -> Prospect:
+    """Look at an output folder as a run would."""
+    if out is None:
+        return Prospect()
     state = state_of(out, plan.digest)
     if state == "complete":
-        return frozenset(range(len(plan.recipes)))
+        return Prospect(state, frozenset(range(len(plan.recipes))))
     if state != "unfinished":
-        return frozenset()
+        return Prospect(state)
     names = [(recipe.name, recipe.digest) for recipe in plan.recipes]
     fresh = [not _begun(out, shard) for shard in plan.shards]
-    return frozenset(durable(read_records(OutputFolder(out).journal), names, plan.places, plan.shards, fresh))
+    records = read_records(OutputFolder(out).journal)
+    return Prospect(state, frozenset(durable(records, names, plan.places, plan.shards, fresh)))
 
 
 def _begun(out: Path, shard: Shard) -> bool:

@@ -131,7 +131,8 @@ def _tensors(plan: Plan, rows: Rows, tasks: list[TensorTasks]) -> dict[str, Any]
 def _pattern(recipe: Recipe, made: TensorTasks, rows: Rows, labels: Mapping[str, int]) -> list[Any]:
     """[leaves, groups, edges] of a tensor's tasks, in terms that tensors of other layers share.
 
-    A leaf is [model, file, dtype, shift of the layer, name]: `name` is null where it is the output's but for the layer.
+    A leaf is [model, file, dtype, shift of the layer, name]: `model` is -1 for what the run itself makes, `name` is null where it
+    is the output's but for the layer.
     """
     place = rows.place(recipe.name)
     leaves = []
@@ -140,6 +141,6 @@ def _pattern(recipe: Recipe, made: TensorTasks, rows: Rows, labels: Mapping[str,
         numbered = place.stack is not None and there.stack is not None and there.rest == place.rest
         alike = leaf.name == recipe.name or (numbered and there.stack == place.stack)
         shift = there.layer - place.layer if alike and numbered else 0
-        leaves.append([labels[leaf.file.model], leaf.file.name, leaf.dtype, shift, None if alike else leaf.name])
+        leaves.append([labels.get(leaf.file.model, -1), leaf.file.name, leaf.dtype, shift, None if alike else leaf.name])
     groups = [[kind, list(what) if isinstance(what, tuple) else what, tasks, nbytes] for kind, what, tasks, nbytes in made.groups]
     return [leaves, groups, [list(edge) for edge in made.edges]]

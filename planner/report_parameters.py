@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from ..ops.declare import BaseRole
 from ..ops.registry import methods
 from .plan import Plan
-from .recipe import Recipe
+from .recipe import MappedRows, Recipe, Source
 from .report_rows import Rows
 
 DIGITS = 9
@@ -87,11 +88,18 @@ def settings(recipe: Recipe) -> Iterator[tuple[str | None, str, float]]:
         yield None, name, _rounded(value)
     method = methods().get(recipe.method or "")
     apart = recipe.arguments.base if method and method.base in (BaseRole.REQUIRED, BaseRole.OPTIONAL) else None
-    labels = _distinct(recipe.sources) if recipe.sources else tuple(f"input {i + 1}" for i in range(len(recipe.inputs)))
+    labels = _distinct(recipe.sources or map(_origin, recipe.inputs))
     for i, (label, values) in enumerate(zip(labels, recipe.arguments.models, strict=False)):
         if i != apart:
             for name, value in values.items():
                 yield label, name, _rounded(value)
+
+
+def _origin(source: Source) -> str:
+    """The model that an input comes from, where its recipe does not say how the config names it."""
+    while isinstance(source, Recipe):
+        source = source.inputs[0]
+    return (source.tensor if isinstance(source, MappedRows) else source).file.model
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:
@@ -116,22 +124,27 @@ def _model(model: str | None, seen: _Seen) -> dict[str, Any]:
 
 
 def _series(inside: Mapping[tuple[str, str], Mapping[int, float]]) -> list[dict[str, Any]]:
-    depth = {stack: max(max(v) for (s, _), v in inside.items() if s == stack) + 1 for stack, _ in inside}
+    depth: dict[str, int] = {}
+    for (stack, _), layers in inside.items():
+        depth[stack] = max(depth.get(stack, 0), max(layers) + 1)
     groups: dict[tuple[str, Values], list[str]] = {}
     for (stack, kind), layers in inside.items():
         values = tuple(layers.get(layer) for layer in range(depth[stack]))
         groups.setdefault((stack, values), []).append(kind)
+    parts = Counter((stack, _part(kind)) for stack, kind in inside)
     return [
-        {"stack": stack, "label": _label(kinds, [k for s, k in inside if s == stack]), "kinds": kinds, "values": list(values)}
+        {"stack": stack, "label": _label(stack, kinds, parts), "kinds": kinds, "values": list(values)}
         for (stack, values), kinds in groups.items()
     ]
 
 
-def _label(kinds: list[str], every: list[str]) -> str:
-    """Kinds in short: the part of a layer where all of its tensors are meant, else single tensors."""
-    short: dict[str, None] = {}
-    for kind in kinds:
-        head = kind.partition(".")[0]
-        whole = all(other in kinds for other in every if other.partition(".")[0] == head)
-        short.setdefault(head if whole else kind.removesuffix(".weight"))
-    return ", ".join(short)
+def _label(stack: str, kinds: list[str], parts: Mapping[tuple[str, str], int]) -> str:
+    """Kinds in short: a part of the layer where all of its tensors are meant (`parts` has their number), else their names."""
+    own = Counter(_part(kind) for kind in kinds)
+    whole = {part for part, count in own.items() if count == parts[stack, part]}
+    return ", ".join(dict.fromkeys(_part(kind) if _part(kind) in whole else kind.removesuffix(".weight") for kind in kinds))
+
+
+def _part(kind: str) -> str:
+    """`self_attn` of `self_attn.q_proj.weight`."""
+    return kind.partition(".")[0]

@@ -11,7 +11,7 @@ from merges import linear, merge, plan, recipe, write_two
 from weft.engine.events import BytesRead, Event, MemoryHeld, RunStarted, TensorDurable, TensorWritten, both
 from weft.engine.folder import OutputFolder
 from weft.engine.journal import Journal
-from weft.engine.prospect import tensors_done
+from weft.engine.prospect import prospect
 from weft.engine.recorder import SAMPLES, Recorder
 from weft.engine.run import run
 from weft.errors import Interrupted
@@ -76,7 +76,7 @@ def test_both_are_told() -> None:
 
 def test_what_is_done_is_known_without_touching_it(models: tuple[Path, Path], tmp_path: Path) -> None:
     made, out = plan(recipe("slerp", *models)), tmp_path / "out"
-    assert tensors_done(made, out) == frozenset()
+    assert prospect(made, out).state == "new" and prospect(made, None).state is None
 
     def stop(event: Event) -> None:
         if isinstance(event, TensorDurable):
@@ -88,20 +88,20 @@ def test_what_is_done_is_known_without_touching_it(models: tuple[Path, Path], tm
     recorded = set(journal.records())
     journal.close()
     before = contents(out)
-    done = tensors_done(made, out)
+    done = prospect(made, out).done
     assert {made.recipes[n].name for n in done} == recorded and len(done) > 0
     assert contents(out) == before
-    assert tensors_done(plan(linear(*models)), out) == frozenset()
+    assert prospect(plan(linear(*models)), out).done == frozenset()
     recorder = Recorder()
     run(made, out, recorder)
     assert recorder.measured()["reused"] == len(done)
-    assert tensors_done(made, out) == frozenset(range(len(made.recipes)))
-    assert tensors_done(plan(linear(*models)), out) == frozenset()
+    assert prospect(made, out).done == frozenset(range(len(made.recipes)))
+    assert prospect(plan(linear(*models)), out).done == frozenset()
 
 
 def test_a_damaged_journal_proves_nothing(models: tuple[Path, Path], tmp_path: Path) -> None:
     work = tmp_path / "out" / ".weft"
     work.mkdir(parents=True)
     (work / "journal.sqlite").write_bytes(b"no database at all")
-    assert tensors_done(plan(linear(*models)), tmp_path / "out") == frozenset()
+    assert prospect(plan(linear(*models)), tmp_path / "out").done == frozenset()
     assert (work / "journal.sqlite").read_bytes() == b"no database at all"

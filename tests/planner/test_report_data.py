@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from weft.planner.config import load_config
 from weft.planner.plan import Plan, make_plan
 from weft.planner.report_data import COLUMNS, report_data
 from weft.planner.report_memory import thinned, usage
+from weft.planner.report_parameters import settings as settings_of
 from weft.planner.schedule import schedule
 
 MIB = 1 << 20
@@ -65,6 +67,10 @@ def tiled(large: dict[str, str]) -> Plan:
 def slerp(large: Mapping[str, str], t: Any) -> dict[str, Any]:
     models = [{"model": large["a"]}, {"model": large["b"]}]
     return {"merge_method": "slerp", "base_model": large["a"], "models": models, "parameters": {"t": t}}
+
+
+def average(*models: str) -> dict[str, Any]:
+    return {"merge_method": "linear", "models": [{"model": model, "parameters": {"weight": 0.5}} for model in models]}
 
 
 def ties(large: Mapping[str, str], ram: int) -> Plan:
@@ -136,6 +142,12 @@ def test_a_model_that_stands_twice_has_two_curves(tmp_path: Path) -> None:
         (str(tmp_path / "a"), 0.25),
         (f"{tmp_path / 'a'} (2)", 0.75),
     ]
+
+
+def test_a_recipe_that_names_no_models_has_their_files_names(large: dict[str, str]) -> None:
+    recipe = plan(average(large["a"], large["b"])).recipes[0]
+    assert list(settings_of(recipe)) == [(None, "normalize", 1.0), (large["a"], "weight", 0.5), (large["b"], "weight", 0.5)]
+    assert list(settings_of(replace(recipe, sources=()))) == list(settings_of(recipe))
 
 
 def test_stages_show_their_own_parameters(large: dict[str, str]) -> None:
