@@ -28,7 +28,15 @@ Device = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", "-j", min=1, max=64, help="Computing threads. Default: one a core, at most 8.", show_default=False),
+    typer.Option(
+        "--workers",
+        "--num-threads",
+        "-j",
+        min=1,
+        max=64,
+        help="Computing threads. Default: one a core, at most 8.",
+        show_default=False,
+    ),
 ]
 ShardSize = Annotated[
     str | None, typer.Option(help="Largest output file: 5GB (the default), 500M; 1B is a billion bytes.", show_default=False)
@@ -44,25 +52,29 @@ CopyTokenizer = Annotated[
     ),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Quiet = Annotated[bool, typer.Option("--quiet/--no-quiet", "-q", help="Print errors only.")]
 
 
 def _pasted(*names: str) -> Any:
     return typer.Option(*names, hidden=True)
 
 
-Cuda = Annotated[bool, _pasted("--cuda")]
-AllowCrimes = Annotated[bool, _pasted("--allow-crimes")]
-LazyUnpickle = Annotated[bool, _pasted("--lazy-unpickle")]
-TrustRemoteCode = Annotated[bool, _pasted("--trust-remote-code")]
-LowCpuMemory = Annotated[bool, _pasted("--low-cpu-memory")]
-ReadToGpu = Annotated[bool, _pasted("--read-to-gpu")]
-CloneTensors = Annotated[bool, _pasted("--clone-tensors")]
-MultiGpu = Annotated[bool, _pasted("--multi-gpu")]
-AsyncWrite = Annotated[bool, _pasted("--async-write")]
+Cuda = Annotated[bool, _pasted("--cuda/--no-cuda")]
+AllowCrimes = Annotated[bool, _pasted("--allow-crimes/--no-allow-crimes")]
+LazyUnpickle = Annotated[bool, _pasted("--lazy-unpickle/--no-lazy-unpickle")]
+TrustRemoteCode = Annotated[bool, _pasted("--trust-remote-code/--no-trust-remote-code")]
+LowCpuMemory = Annotated[bool, _pasted("--low-cpu-memory/--no-low-cpu-memory")]
+ReadToGpu = Annotated[bool, _pasted("--read-to-gpu/--no-read-to-gpu")]
+CloneTensors = Annotated[bool, _pasted("--clone-tensors/--no-clone-tensors")]
+MultiGpu = Annotated[bool, _pasted("--multi-gpu/--no-multi-gpu")]
+AsyncWrite = Annotated[bool, _pasted("--async-write/--no-async-write")]
 WriteModelCard = Annotated[bool, _pasted("--write-model-card/--no-write-model-card")]
 SafeSerialization = Annotated[bool, _pasted("--safe-serialization/--no-safe-serialization")]
 LoraMergeCache = Annotated[str | None, _pasted("--lora-merge-cache")]
+LoraMergeDtype = Annotated[str | None, _pasted("--lora-merge-dtype")]
+WriteThreads = Annotated[int | None, _pasted("--write-threads")]
+GpuRich = Annotated[bool, _pasted("--gpu-rich")]
+TruncateEmbeddings = Annotated[bool, _pasted("--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings")]
 TransformersCache = Annotated[str | None, _pasted("--transformers-cache")]
 
 ANSWERS: Mapping[str, str] = {
@@ -78,6 +90,10 @@ ANSWERS: Mapping[str, str] = {
     "write_model_card": "--no-write-model-card: a README.md with the config is always written",
     "safe_serialization": "--no-safe-serialization: the result is always safetensors",
     "lora_merge_cache": "--lora-merge-cache: not needed; nothing is merged ahead of time",
+    "lora_merge_dtype": "--lora-merge-dtype: not needed; adapters are applied in float32 and rounded once",
+    "write_threads": "--write-threads: not needed; writing always overlaps computing",
+    "gpu_rich": "--gpu-rich: the same as --device cuda",
+    "truncate_embeddings": "--unsafe-truncate-embeddings: not done; tokenizer_source in the config brings vocabularies together",
     "transformers_cache": "--transformers-cache: not used; set HF_HOME to choose where downloads are kept",
 }
 """One line for each accepted flag of other tools."""

@@ -46,6 +46,10 @@ def plan(
     safe_serialization: o.SafeSerialization = True,
     lora_merge_cache: o.LoraMergeCache = None,
     transformers_cache: o.TransformersCache = None,
+    lora_merge_dtype: o.LoraMergeDtype = None,
+    write_threads: o.WriteThreads = None,
+    gpu_rich: o.GpuRich = False,
+    truncate_embeddings: o.TruncateEmbeddings = False,
 ) -> None:
     """Compile a merge from headers alone and show what it will do and cost. Reads no tensor data, downloads no weights."""
     if not quiet:
@@ -54,7 +58,9 @@ def plan(
         from .report import check_place
 
         check_place(report, out)
-    wishes = o.Wishes(ram, vram, "cuda" if cuda and device is None else device, workers, out_shard_size, seed, copy_tokenizer)
+    wishes = o.Wishes(
+        ram, vram, "cuda" if (cuda or gpu_rich) and device is None else device, workers, out_shard_size, seed, copy_tokenizer
+    )
     compiled = o.compile_plan(config, wishes)
     from ..planner.describe import describe, write_graph
     from ..planner.saved import save_plan

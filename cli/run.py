@@ -46,6 +46,10 @@ def run(
     safe_serialization: o.SafeSerialization = True,
     lora_merge_cache: o.LoraMergeCache = None,
     transformers_cache: o.TransformersCache = None,
+    lora_merge_dtype: o.LoraMergeDtype = None,
+    write_threads: o.WriteThreads = None,
+    gpu_rich: o.GpuRich = False,
+    truncate_embeddings: o.TruncateEmbeddings = False,
 ) -> None:
     """Merge. Interrupted at any point, the same command continues where it stopped."""
     if not quiet:
@@ -54,7 +58,9 @@ def run(
         from .report import check_place
 
         check_place(report, out)
-    wishes = o.Wishes(ram, vram, "cuda" if cuda and device is None else device, workers, out_shard_size, seed, copy_tokenizer)
+    wishes = o.Wishes(
+        ram, vram, "cuda" if (cuda or gpu_rich) and device is None else device, workers, out_shard_size, seed, copy_tokenizer
+    )
     plan = o.compile_plan(config, wishes)
     from ..engine.events import both
     from ..engine.run import run as execute

@@ -88,15 +88,15 @@ class Observer(Protocol):
         """Take note; must not block."""
 
 
-def ignore(event: Event) -> None:
-    """The observer that watches nothing."""
-
-
 def both(first: Observer, second: Observer) -> Observer:
-    """An observer that tells two others, in this order."""
+    """An observer that hands every event on to two."""
 
     def tell(event: Event) -> None:
         first(event)
         second(event)
 
     return tell
+
+
+def ignore(event: Event) -> None:
+    """The observer that watches nothing."""

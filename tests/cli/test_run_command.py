@@ -158,6 +158,9 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "--no-write-model-card": (),
     "--no-safe-serialization": (),
     "--lora-merge-cache": ("cache",),
+    "--lora-merge-dtype": ("float16",),
+    "--write-threads": ("2",),
+    "--unsafe-truncate-embeddings": (),
     "--transformers-cache": ("cache",),
 }
 
@@ -174,13 +177,17 @@ def test_every_flag_of_other_tools_is_explained(command: tuple[str, ...]) -> Non
 
 def test_flags_that_are_on_anyway_say_nothing() -> None:
     assert weft("plan", "merge.yaml", "--write-model-card", "--safe-serialization").err == ""
+    off = "cuda allow-crimes lazy-unpickle trust-remote-code low-cpu-memory read-to-gpu clone-tensors multi-gpu async-write quiet"
+    outcome = weft("plan", "merge.yaml", "--num-threads", "2", *(f"--no-{name}" for name in off.split()))
+    assert (outcome.code, outcome.err) == (0, "") and "2 workers" in outcome.out
 
 
-def test_cuda_is_a_device() -> None:
-    outcome = weft("plan", "merge.yaml", "--cuda")
-    assert outcome.err.splitlines()[0] == "weft: --cuda: the same as --device cuda"
+@pytest.mark.parametrize("flag", ["--cuda", "--gpu-rich"])
+def test_cuda_is_a_device(flag: str) -> None:
+    outcome = weft("plan", "merge.yaml", flag)
+    assert outcome.err.splitlines()[0] == f"weft: {flag}: the same as --device cuda"
     assert outcome.code == (0 if torch.cuda.is_available() else 2)
-    assert weft("plan", "merge.yaml", "--cuda", "--device", "cpu").code == 0
+    assert weft("plan", "merge.yaml", flag, "--device", "cpu").code == 0
 
 
 def test_the_tokenizer_is_copied_or_not() -> None:
