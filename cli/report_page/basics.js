@@ -43,7 +43,7 @@ function size(bytes, power = unit(bytes)) {
 function digits(value) {
   if (value === 0) return "0";
   const whole = Math.abs(value);
-  return whole >= 100 ? value.toFixed(0) : whole >= 10 ? value.toFixed(1) : whole >= 0.01 ? String(+value.toFixed(2)) : value.toPrecision(2);
+  return whole >= 100 ? value.toFixed(0) : whole >= 10 ? String(+value.toFixed(1)) : whole >= 0.01 ? String(+value.toFixed(2)) : value.toPrecision(2);
 }
 
 const number = (value) => String(+Number(value).toPrecision(4));
