@@ -79,6 +79,8 @@ def plan(
         from .render import show_plan
 
         show_plan(compiled, out, verbose=verbose)
+        if report is not None:
+            print(f"drawn in {report}")
 
 
 def _report(compiled: Plan, out: Path | None, path: Path) -> None:

@@ -77,6 +77,8 @@ def run(
         print(f"{out} holds the complete result of this merge already: nothing to do")
     else:
         show_summary(summary, out)
+    if report is not None:
+        print(f"drawn in {report}")
 
 
 @contextmanager

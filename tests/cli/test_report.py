@@ -104,8 +104,8 @@ def write_hostile_models() -> None:
 
 def test_the_page_holds_the_plan() -> None:
     outcome, page = report("plan", "merge.yaml", "out", "--ram", "1GiB")
-    assert "ties of" in outcome.out  # the plan is shown as ever
-    described = json.loads(weft("plan", "merge.yaml", "out", "--ram", "1GiB", "--json").out)
+    assert "ties of" in outcome.out and outcome.out.endswith("drawn in report.html\n")
+    described = json.loads(report("plan", "merge.yaml", "out", "--ram", "1GiB", "--json")[0].out)
     about = page.data["about"]
     assert about == {key: described[key] for key in about} and {"tensors", "ram", "models", "notes"} <= set(about)
     assert page.data["reuse"] == {"state": "new", "done": []} and page.data["measured"] is None
@@ -170,7 +170,7 @@ def test_a_run_adds_what_it_measured() -> None:
     assert measured["finished"] and measured["durable"] == page.data["about"]["tensors"]
     assert measured["summary"]["measured_ram"] >= 0 and page.data["reuse"]["state"] == "new"
     outcome, page = report("run", "merge.yaml", "out")
-    assert "nothing to do" in outcome.out and page.data["measured"] is None
+    assert "nothing to do" in outcome.out and outcome.out.endswith("drawn in report.html\n") and page.data["measured"] is None
     assert page.data["reuse"] == {"state": "complete", "done": list(range(page.data["about"]["tensors"]))}
 
 
