@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test format clean
+.PHONY: help setup demo test bench format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup    install weft and its tools into $(VENV)"
 	@echo "make demo     make two small models, merge them, generate a few tokens"
 	@echo "make test     lint, check types and imports, run the tests"
+	@echo "make bench    measure merges and plans, and put the tables into docs/benchmarks.md"
 	@echo "make format   put the sources into the project's format"
 	@echo "make clean    remove the demo's models, caches and builds ($(VENV) stays)"
 
@@ -39,6 +40,14 @@ test: $(STAMP)
 	$(BIN)/mypy .
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q -n auto
+
+# Checkpoints and results take about 15 GB under $(BENCH); MERGEKIT names mergekit-yaml, to race against.
+BENCH ?= .bench
+MERGEKIT ?=
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/versus.py $(BENCH) $(if $(MERGEKIT),--other $(MERGEKIT)) --write docs/benchmarks.md
+	$(BIN)/python benchmarks/scaling.py $(BENCH) --write docs/benchmarks.md
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -2,9 +2,8 @@
 
     python benchmarks/scaling.py FOLDER [--sizes 0.1B 0.85B 3B] [--budgets 256MiB 1GiB 8GiB] [--write docs/benchmarks.md]
 
-Merges: ties of a base and two models. Plans: headers alone, over files without contents, of a 405B-shaped model and of a mixture of
-experts with 50,000 tensors. FOLDER gets the checkpoints, if they are not there; one size after the other, and what was made is
-removed again with --remove.
+Merges: ties of a base and two models. Plans: headers alone, over files without contents, of a 405B-shaped model and of a mixture
+of experts with 50,000 tensors. FOLDER gets the checkpoints, if they are not there; what was made is removed with --remove.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Six merges against mergekit and against plain copying, in turn, with the inputs in memory: time and peak resident memory.
 
-    python benchmarks/versus.py FOLDER [--size 0.85B] [--ram 1GiB] [--runs 5] [--other PATH/TO/mergekit-yaml] [--write docs/benchmarks.md]
+    python benchmarks/versus.py FOLDER [--size 0.85B] [--ram 1GiB] [--runs 5] [--other PATH/TO/mergekit-yaml]
 
 FOLDER gets the checkpoints, if they are not there, and the results, which are removed. `floor` reads the merge's inputs once and
-writes as many bytes as its output has, durably, with plain Python: what the merge would cost if computing were free and starting up
-too. Prints a table in Markdown, or puts it into a file between the lines `<!-- versus -->` and `<!-- /versus -->`.
+writes as many bytes as its output has, durably, with plain Python: what a merge costs if computing and starting up are free.
+Prints a table in Markdown, or with --write FILE puts it between the lines `<!-- versus -->` and `<!-- /versus -->`.
 """
 
 from __future__ import annotations
@@ -121,13 +121,12 @@ def main() -> None:
         rows.append(row(name, ours, theirs, floors))
         print(rows[-1], flush=True)
     start = statistics.median(run([sys.executable, "-c", "import weft.engine.run, torch"], out).seconds for _ in range(3))
-    command = (
-        f"python benchmarks/versus.py FOLDER --size {given.size} --ram {given.ram} --runs {given.runs} --other mergekit-yaml"
-    )
+    columns = ["merge", "weft", "beyond start-up", "predicted", "whole process", "floor"]
+    columns += ["mergekit", "its memory", "times faster", "times the floor"]
+    command = f"python benchmarks/versus.py FOLDER --size {given.size} --ram {given.ram} --runs {given.runs}"
     head = (
-        f"{machine()}; start-up (importing torch included) {start:.1f} s. `{command}`\n\n"
-        "| merge | weft | beyond start-up | predicted | whole process | floor | mergekit | its memory | times faster | times the floor |\n"
-        "|---|---|---|---|---|---|---|---|---|---|\n"
+        f"{machine()}; start-up (importing torch included) {start:.1f} s. `{command} --other mergekit-yaml`\n\n"
+        f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"
     )
     put_table(given.write, "versus", head + "\n".join(rows))
 
