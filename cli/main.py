@@ -41,8 +41,13 @@ def _root(
     """Merge language-model checkpoints in the memory you allow."""
 
 
+_LONGEST = 2000
+
+
 def _one_line(text: str) -> str:
     """Names in configs and files may hold anything: what would break the line, or steer the terminal, is written as an escape."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} […] {text[-_LONGEST // 2 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -176,10 +176,13 @@ def find_config(config: str) -> Path:
     from ..errors import ConfigError
 
     path = Path(config)
-    if path.is_dir():
-        raise ConfigError(
-            f"{config} is a folder: the first argument is a config file (YAML) or a plan saved by `weft plan --save`"
-        )
-    if not path.exists():
-        raise ConfigError(f"{config}: there is no such file")
+    try:
+        if path.is_dir():
+            raise ConfigError(
+                f"{config} is a folder: the first argument is a config file (YAML) or a plan saved by `weft plan --save`"
+            )
+        if not path.exists():
+            raise ConfigError(f"{config}: there is no such file")
+    except OSError as error:
+        raise ConfigError(f"{config}: {error.strerror or error}") from None
     return path

@@ -7,7 +7,6 @@ or fewer prefixes. What is not W + scale·B·A (or a tensor taken over whole) is
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 from ..errors import CheckpointError
 from .catalog import Checkpoint, InputTensor, WeightFile, read_header
 from .dtypes import MERGED
+from .json_text import loads
 from .layout import input_embedding, is_output_embedding
 from .store import Store
 
@@ -31,6 +31,14 @@ _WRAPPERS = {"model", "language_model", "text_model", "transformer", "gpt_neox",
 
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that take the adapter's start out of the base model's weights."""
+
+_PLAIN = re.compile(r"[\w.]+")
+"""A pattern without repetition, which is what adapters have nearly always: the name of a module, or its end."""
+
+_LONG_PATTERN = 500
+_MANY_PATTERNS = 10_000
+_PATTERN_SECONDS = 0.1
+"""Far more than a match takes, far less than one made to take for ever: an adapter is a download from a stranger."""
 
 _REFUSED = {
     "use_dora": "DoRA, which also scales columns",
@@ -101,6 +109,8 @@ class _Scale:
         patterns = self.settings.get(pattern_key) or {}
         if not isinstance(patterns, dict):
             raise CheckpointError(f"{self.label}/{CONFIG}: {pattern_key} is not a map")
+        if len(patterns) > _MANY_PATTERNS:
+            raise CheckpointError(f"{self.label}/{CONFIG}: {pattern_key} has {len(patterns)} patterns, more than any adapter")
         pattern = next((pattern for pattern in patterns if self._matches(pattern, module)), None)
         value = self.settings.get(key, 8) if pattern is None else patterns[pattern]
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -110,10 +120,27 @@ class _Scale:
 
     def _matches(self, pattern: str, module: str) -> bool:
         """A pattern is a regular expression for the whole path, or for its end from a dot on; the first that matches counts."""
+        if _PLAIN.fullmatch(pattern):
+            return _looks_like(pattern, module)
+        import regex
+
+        if len(pattern) > _LONG_PATTERN:
+            raise CheckpointError(f"{self.label}/{CONFIG}: '{pattern[:60]}…' is too long for a pattern")
         try:
-            return re.fullmatch(rf"(.*\.)?({pattern})", module) is not None
-        except re.error as error:
+            return regex.fullmatch(rf"(.*\.)?({pattern})", module, timeout=_PATTERN_SECONDS) is not None
+        except TimeoutError:
+            raise CheckpointError(
+                f"{self.label}/{CONFIG}: the pattern '{pattern}' takes too long to match: write it plainer"
+            ) from None
+        except (regex.error, RecursionError, OverflowError, MemoryError) as error:
             raise CheckpointError(f"{self.label}/{CONFIG}: '{pattern}' is no regular expression: {error}") from None
+
+
+def _looks_like(pattern: str, module: str) -> bool:
+    """Whether a plain pattern, whose dots stand for any character, matches a module's whole path or its end from a dot on."""
+    start = len(module) - len(pattern)
+    at_border = start == 0 or (start > 0 and module[start - 1] == ".")
+    return at_border and all(a in (".", b) for a, b in zip(pattern, module[start:], strict=True))
 
 
 @dataclass(slots=True)
@@ -138,9 +165,9 @@ def _config(store: Store) -> Mapping[str, Any]:
     if CONFIG not in store.sizes():
         raise CheckpointError(f"{store.label}: not an adapter: it has no {CONFIG}")
     try:
-        config = json.loads(store.read(CONFIG))
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{where}: not valid JSON; fetch it again") from None
+        config = loads(store.read(CONFIG))
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}; fetch it again") from None
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise CheckpointError(f"{where}: not the config of an adapter: it has no peft_type")
     if config["peft_type"] != "LORA":

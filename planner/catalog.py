@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 from .headers import FileHeader, safetensors_header
+from .json_text import loads
 from .pickle_header import pickle_header
 from .quantized import refuse_quantized
 from .store import Store
@@ -185,9 +185,9 @@ def _json_map(store: Store, name: str, sizes: Mapping[str, int]) -> dict[str, An
     if name not in sizes:
         raise CheckpointError(f"{label}: not there: {store.label} is no model, or not a complete one")
     try:
-        value = json.loads(store.read(name))
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{label}: not valid JSON; fetch it again") from None
+        value = loads(store.read(name))
+    except ValueError as error:
+        raise CheckpointError(f"{label}: {error}; fetch it again") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{label}: not a map")
     return value

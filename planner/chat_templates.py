@@ -116,6 +116,10 @@ def own_template(checkpoint: Checkpoint) -> str | None:
         return None
     template: Any = read_map(checkpoint.label, SETTINGS, checkpoint.store.read(SETTINGS)).get("chat_template")
     if isinstance(template, list):
-        named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
+        named = {
+            item.get("name"): item.get("template")
+            for item in template
+            if isinstance(item, dict) and isinstance(item.get("name"), str)
+        }
         template = named.get("default")
     return template if isinstance(template, str) else None

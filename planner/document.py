@@ -14,9 +14,12 @@ import yaml
 
 from ..errors import ConfigError
 
-MAX_BYTES = 4 << 20
-MAX_VALUES = 200_000
+MAX_BYTES = 1 << 20
+MAX_VALUES = 100_000
 MAX_DEPTH = 64
+MAX_NUMBER = 100
+"""Characters of a number; YAML's base-60 numbers take time that grows with the square of their length."""
+
 _YAML = "tag:yaml.org,2002:"
 _TAGS = {
     yaml.MappingNode: {f"{_YAML}map"},
@@ -62,12 +65,41 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+_TOO_LARGE = "too large or too deep for a config (aliases that expand into each other?)"
+
+
+class _TooLarge(Exception):
+    """What a config is not; raised as soon as it is seen, because composing costs a thousand times the text's size."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__()
+        self.line = line
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes, as many and as deep as a config has."""
+
+    _nodes = 0
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._nodes += 1
+        self._depth += 1
+        if self._nodes > 2 * MAX_VALUES or self._depth > MAX_DEPTH + 1:  # keys are nodes, too
+            raise _TooLarge(self.line + 1)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
 def parse(text: str, source: str) -> list[Document]:
     """All documents of a YAML text. Raises ConfigError for what is not plain YAML."""
     if len(text) > MAX_BYTES:
         raise ConfigError(f"{source}: {len(text)} characters are too many for a config")
     try:
-        nodes = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
+        nodes = [node for node in yaml.compose_all(text, Loader=_Loader) if node is not None]
+    except _TooLarge as error:
+        raise ConfigError(f"{source}, line {error.line}: {_TOO_LARGE}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -88,7 +120,7 @@ def _document(root: yaml.Node, source: str) -> Document:
         line = node.start_mark.line + 1
         where = f"{source}, line {line}{', ' + dotted(path) if path else ''}"
         if count > MAX_VALUES or len(path) > MAX_DEPTH:
-            raise ConfigError(f"{source}, line {line}: too large or too deep for a config (aliases that expand into each other?)")
+            raise ConfigError(f"{source}, line {line}: {_TOO_LARGE}")
         if node.tag not in _TAGS[type(node)]:
             raise ConfigError(f"{where}: the tag {node.tag.replace(_YAML, '!!')} is not allowed in a config")
         lines[path] = line
@@ -98,6 +130,8 @@ def _document(root: yaml.Node, source: str) -> Document:
             return [build(item, (*path, i)) for i, item in enumerate(node.value)]
         if node.tag.endswith("timestamp"):
             return node.value
+        if node.tag.endswith(("int", "float")) and len(node.value) > MAX_NUMBER:
+            raise ConfigError(f"{where}: {short(node.value)} is too long for a number")
         try:
             return loader.construct_object(node, deep=True)
         except (yaml.YAMLError, ValueError, LookupError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,9 +10,18 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .dtypes import ITEM_SIZES
+from .json_text import loads
 
 MAX_HEADER = 100_000_000
 """The safetensors library's own limit on a header's bytes."""
+
+MAX_VALUES = 3_000_000
+"""Values in a header, about ten a tensor: what they take in memory is bounded, however small they are written."""
+
+MAX_FILE = 1 << 42
+"""Larger than any file of weights; a file that is all hole can claim more, and every tile of it is planned."""
+
+MAX_NAME = 1000
 
 MAX_SIDES = 64
 """Far more than torch has; a bound on the numbers that a hostile shape multiplies to."""
@@ -56,6 +64,8 @@ def safetensors_header(read: ReadRange, size: int, label: str) -> FileHeader:
 
     Raises CheckpointError where the header lies about the file or the file is cut short.
     """
+    if size > MAX_FILE:
+        raise CheckpointError(f"{label}: {size} bytes are more than any file of weights has")
     if size < 8:
         raise CheckpointError(f"{label}: {size} bytes are no safetensors file (a broken download? fetch it again)")
     length = int.from_bytes(read(0, 8), "little")
@@ -65,9 +75,9 @@ def safetensors_header(read: ReadRange, size: int, label: str) -> FileHeader:
         raise CheckpointError(f"{label}: cut short inside its header: {size} of at least {8 + length} bytes; fetch it again")
     raw = read(8, length)
     try:
-        header = json.loads(raw, object_pairs_hook=lambda pairs: _unique(pairs, label))
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{label}: no safetensors file (its header is not JSON)") from None
+        header = loads(raw, values=MAX_VALUES, pairs=lambda pairs: _unique(pairs, label))
+    except ValueError as error:
+        raise CheckpointError(f"{label}: no safetensors file (its header is {error})") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{label}: no safetensors file (its header is not a map)")
     start = 8 + length
@@ -97,6 +107,7 @@ def _unique(pairs: list[tuple[str, Any]], label: str) -> dict[str, Any]:
 
 
 def _entry(name: str, spec: Any, start: int, label: str) -> TensorEntry:
+    check_name(name, label)
     where = f"{label}: tensor '{name}'"
     if not isinstance(spec, Mapping):
         raise CheckpointError(f"{where} is not described by a map")
@@ -107,6 +118,13 @@ def _entry(name: str, spec: Any, start: int, label: str) -> TensorEntry:
     if offsets[1] - offsets[0] != nbytes:
         raise CheckpointError(f"{where} says {offsets[1] - offsets[0]} bytes, but {dtype} {list(shape)} has {nbytes}")
     return TensorEntry(name, dtype, tuple(shape), start + offsets[0], nbytes)
+
+
+def check_name(name: str, label: str) -> None:
+    """Raise CheckpointError for a name that is no tensor's: it would go on into files, journals and terminals."""
+    if not name or len(name) > MAX_NAME or not name.isprintable():
+        short = name if len(name) <= 60 else f"{name[:57]}..."
+        raise CheckpointError(f"{label}: '{short}' is no name of a tensor: text of 1 to {MAX_NAME} printable characters is")
 
 
 def _naturals(value: Any) -> list[int] | None:

@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """Keys of config.json under which families keep the layer count of their main stack."""
 
-_NUMBERED = re.compile(r"(?P<prefix>.*?)\.?(?<![^.])(?P<index>\d+)\.(?P<rest>.+)")
+_NUMBERED = re.compile(r"(?P<prefix>.*?)\.?(?<![^.])(?P<index>0|[1-9][0-9]{0,5})\.(?P<rest>.+)")
 _COUNT_KEY = re.compile(r"(layer|block|depth)", re.IGNORECASE)
 _BEFORE = re.compile(
     r"(^|[._])(\w*embed\w*|wte|wpe|tok_emb\w*|word_emb\w*|shared|rotary_pos_emb|patch\w*|visual|vision\w*)([._]|$)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import CheckpointError, nearest
@@ -15,7 +16,17 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def locate(reference: ModelReference, commit: str | None = None) -> Store:
     """The store of a folder or Hub name; `commit` pins a Hub model to what an earlier plan saw. Raises CheckpointError."""
     name = reference.model.path
-    folder = Path(name).expanduser()
+    folder = Path(name)
+    with suppress(RuntimeError):  # "~somebody" whom this machine does not know
+        folder = folder.expanduser()
+    try:
+        return _locate(reference, folder, commit)
+    except (OSError, ValueError) as error:  # a name too long for a file, one in a folder that is closed to us
+        raise CheckpointError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _locate(reference: ModelReference, folder: Path, commit: str | None) -> Store:
+    name = reference.model.path
     if folder.is_dir():
         if reference.model.revision:
             raise CheckpointError(f"{reference}: a folder has no revisions: leave out '@{reference.model.revision}'")

@@ -1,91 +1,50 @@
 """The header of a PyTorch .bin file: a zip archive whose `data.pkl` describes tensors and whose other members are their bytes.
 
-The pickle is read with an unpickler that knows nine names, each an inert stand-in, and refuses every other before it could be
-called: nothing from the file runs, and no tensor data is read. torch's own weights-only loader is as strict but cannot say where
-in the file a tensor's bytes are, nor read a header over HTTP.
+Nothing from the file runs (`inert_pickle`), and no tensor data is read, so that a header can be read over HTTP.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 import struct
 import zipfile
-from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO, cast
 
 from ..errors import CheckpointError
 from .dtypes import ITEM_SIZES
-from .headers import MAX_SIDES, FileHeader, TensorEntry, tensor_bytes
+from .headers import FileHeader, TensorEntry, check_name, tensor_bytes
+from .inert_pickle import StoredTensor, read_state
 
-_STORAGES = {
-    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
-    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
-    "ByteStorage": "U8", "BoolStorage": "BOOL",
-}  # fmt: skip
-MAX_PICKLE = 100_000_000
+MAX_PICKLE = 32 << 20
+MAX_DIRECTORY = 16 << 20
+"""Bytes of the archive's list of members, about ninety a tensor; each takes some six hundred bytes of memory."""
 
-
-@dataclass(frozen=True, slots=True)
-class _StorageType:
-    dtype: str
+SHARED = 4
+"""Times that a file's bytes may stand for tensors: tied weights count twice."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Storage:
-    dtype: str
-    key: str
+class _Bounded:
+    """A file that hands out at most so many bytes at once: zipfile reads an archive's list of members whole, however long."""
 
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._file = file.seek, file.tell, file
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(MAX_DIRECTORY + 1 if size < 0 else min(size, MAX_DIRECTORY + 1))
+        if len(data) > MAX_DIRECTORY:
+            raise ValueError("a list of members that is too long")
+        return data
 
-
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> _Tensor:
-    if not isinstance(storage, _Storage):
-        raise pickle.UnpicklingError("a tensor without a storage")
-    tensor = _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, stride)))
-    if len(tensor.shape) != len(tensor.stride) or len(tensor.shape) > MAX_SIDES or min(tensor.shape, default=0) < 0:
-        raise pickle.UnpicklingError("a tensor whose shape and strides disagree")
-    return tensor
-
-
-def _rebuild_parameter(data: Any, *rest: Any) -> Any:
-    return data
-
-
-class _HeaderUnpickler(pickle._Unpickler):
-    """The one in Python, whose memo is a dictionary: the one in C takes gigabytes where five bytes name a large index."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        match module, name:
-            case "collections", "OrderedDict":
-                return OrderedDict
-            case "torch._utils", "_rebuild_tensor_v2":
-                return _rebuild_tensor
-            case "torch._utils", "_rebuild_parameter":
-                return _rebuild_parameter
-            case "torch", storage if storage in _STORAGES:
-                return _StorageType(_STORAGES[storage])
-        raise pickle.UnpicklingError(f"it wants to load '{module}.{name}'")
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        if isinstance(pid, tuple) and len(pid) >= 3 and pid[0] == "storage" and isinstance(pid[1], _StorageType):
-            return _Storage(pid[1].dtype, str(pid[2]))
-        raise pickle.UnpicklingError("an unknown kind of storage")
+    def seekable(self) -> bool:
+        return True
 
 
 def pickle_header(file: BinaryIO, label: str) -> FileHeader:
     """Where each tensor of a .bin file stands. Raises CheckpointError for anything but a plain state dict."""
     try:
         size = file.seek(0, io.SEEK_END)
-        archive = zipfile.ZipFile(file)
+        archive = zipfile.ZipFile(cast(BinaryIO, _Bounded(file)))
         member = next((i for i in archive.infolist() if i.filename.endswith("/data.pkl")), None)
     except CheckpointError:
         raise
@@ -96,6 +55,8 @@ def pickle_header(file: BinaryIO, label: str) -> FileHeader:
         ) from None
     if member is None or member.file_size > MAX_PICKLE:
         raise CheckpointError(f"{label}: not a PyTorch checkpoint (no data.pkl of a sensible size)")
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise CheckpointError(f"{label} is compressed: save the model again as safetensors")
     try:
         raw = archive.read(member)
     except CheckpointError:
@@ -103,26 +64,33 @@ def pickle_header(file: BinaryIO, label: str) -> FileHeader:
     except Exception as error:
         raise CheckpointError(f"{label}: its data.pkl is damaged ({error}); fetch it again") from None
     try:
-        state = _HeaderUnpickler(io.BytesIO(raw)).load()
+        state = read_state(raw)
     except CheckpointError:
         raise
     except Exception as error:  # a hostile pickle can make the unpickler raise anything
-        raise CheckpointError(f"{label}: refused: it is more than tensors: {error}") from None
+        raise CheckpointError(f"{label}: refused: it is more than tensors: {str(error)[:200]}") from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise CheckpointError(f"{label}: not a state dict (a map from names to tensors)")
     prefix = member.filename.removesuffix("data.pkl")
     entries = [
-        _entry(archive, file, size, prefix, name, value, label) for name, value in state.items() if isinstance(value, _Tensor)
+        _entry(archive, file, size, prefix, name, value, label)
+        for name, value in state.items()
+        if isinstance(value, StoredTensor)
     ]
     entries.sort(key=lambda entry: entry.offset)
+    if sum(entry.nbytes for entry in entries) > SHARED * size:
+        raise CheckpointError(
+            f"{label}: refused: the same bytes stand for tensor after tensor: {SHARED} times the file's size and more"
+        )
     return FileHeader(tuple(entries), hashlib.sha256(raw).hexdigest()[:32])
 
 
 def _entry(
-    archive: zipfile.ZipFile, file: BinaryIO, size: int, prefix: str, name: str, tensor: _Tensor, label: str
+    archive: zipfile.ZipFile, file: BinaryIO, size: int, prefix: str, name: str, tensor: StoredTensor, label: str
 ) -> TensorEntry:
+    check_name(name, label)
     where = f"{label}: tensor '{name}'"
     nbytes = tensor_bytes(tensor.storage.dtype, tensor.shape, where)
     if not _contiguous(tensor):
@@ -152,7 +120,7 @@ def _data_start(file: BinaryIO, member: zipfile.ZipInfo, where: str) -> int:
     return member.header_offset + 30 + int(name) + int(extra)
 
 
-def _contiguous(tensor: _Tensor) -> bool:
+def _contiguous(tensor: StoredTensor) -> bool:
     expected = 1
     for side, stride in zip(reversed(tensor.shape), reversed(tensor.stride), strict=True):
         if side != 1 and stride != expected:

@@ -37,7 +37,8 @@ class Store(Protocol):
         """Bring files to this machine, so that `path` finds them."""
 
 
-MAX_SMALL_FILE = 256 << 20
+MAX_SMALL_FILE = 128 << 20
+"""The largest tokenizers have a quarter of it."""
 
 
 class Folder:
@@ -51,9 +52,24 @@ class Folder:
     def sizes(self) -> Mapping[str, int]:
         """Files that stand directly in the folder."""
         try:
-            return {entry.name: entry.stat().st_size for entry in sorted(self.root.iterdir()) if entry.is_file()}
+            files = [entry for entry in sorted(self.root.iterdir()) if entry.is_file()]
+            for entry in files:
+                self._check_link(entry)
+            return {entry.name: entry.stat().st_size for entry in files}
         except OSError as error:
             raise CheckpointError(f"{self.label}: {error.strerror or error}") from None
+
+    def _check_link(self, entry: Path) -> None:
+        """A link in a model from a stranger could bring any file of this machine into the result. The Hub's own are let be."""
+        if not entry.is_symlink():
+            return
+        target = entry.resolve()
+        in_cache = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+        if not in_cache and not target.is_relative_to(self.root.resolve()):
+            raise CheckpointError(
+                f"{self.label}/{entry.name}: a link to {target}, outside the model's folder: "
+                "put a copy or a hard link there instead"
+            )
 
     def read(self, name: str) -> bytes:
         """A small file, whole."""

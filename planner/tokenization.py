@@ -13,6 +13,7 @@ from .chat_templates import choose_template
 from .config import LoadedConfig
 from .document import Path
 from .embedding import RowMover
+from .json_text import loads
 from .reference import ModelReference
 from .sources import Model
 from .token_ids import token_ids
@@ -97,8 +98,8 @@ def _only_template(base: Checkpoint, template: str | None) -> Tokenization:
 
 def _json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(checkpoint.store.read(name))
-    except (ValueError, RecursionError):
+        value = loads(checkpoint.store.read(name))
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise CheckpointError(f"{checkpoint.label}/{name}: not a JSON map; fetch it again")

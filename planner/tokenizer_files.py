@@ -64,7 +64,8 @@ def _unchanged(template: Tokenizer, tokens: Mapping[str, int]) -> bool:
     vocabulary = template.document["model"]["vocab"]
     if isinstance(vocabulary, list):
         vocabulary = {piece: number for number, (piece, _) in enumerate(vocabulary)}
-    written = {item.get("content"): item.get("id") for item in template.document.get("added_tokens") or []}
+    items = template.document.get("added_tokens") or []
+    written = {item["content"]: item.get("id") for item in items if isinstance(item.get("content"), str)}
     return bool(vocabulary | written == tokens)
 
 

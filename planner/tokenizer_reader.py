@@ -7,18 +7,21 @@ outside the model's vocabulary gets the next free id, whatever the file says.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import CheckpointError
 from .catalog import Checkpoint
+from .json_text import loads
 from .layout import input_embedding, main_settings
 
 TOKENIZER, SETTINGS, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _KINDS = ("BPE", "WordPiece", "WordLevel", "Unigram")
+_LONG = 18
+"""Digits of a number that is no token's id."""
+
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
 
 
@@ -109,9 +112,9 @@ def _tokenizer(checkpoint: Checkpoint, rows: int, files: Mapping[str, bytes]) ->
 def read_map(label: str, name: str, data: bytes) -> dict[str, Any]:
     """A JSON file that holds a map. Raises CheckpointError."""
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{label}/{name}: not valid JSON; fetch it again") from None
+        value = loads(data, text=False)
+    except ValueError as error:
+        raise CheckpointError(f"{label}/{name}: {error}; fetch it again") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{label}/{name}: not a map")
     return value
@@ -156,7 +159,7 @@ def _definitions(
     decoder = settings.get("added_tokens_decoder")
     listed: list[tuple[int, dict[str, Any]]] = []
     if isinstance(decoder, dict):
-        listed += [(int(i), item) for i, item in decoder.items() if isinstance(item, dict) and str(i).isdecimal()]
+        listed += [(int(i), item) for i, item in decoder.items() if isinstance(item, dict) and i.isdecimal() and len(i) < _LONG]
     listed += [(number, {"content": token}) for token, number in more.items() if isinstance(number, int)]
     listed.sort(key=lambda pair: pair[0])
     special = [token_text(settings.get(name)) for name in SPECIAL]

@@ -259,7 +259,7 @@ def test_what_is_no_text() -> None:
 def test_a_large_file_is_not_read() -> None:
     with Path("merge.yaml").open("wb") as file:
         file.truncate(1 << 40)
-    assert weft("run", "merge.yaml", "out").line == f"merge.yaml: {1 << 40} bytes are too many for a config"
+    assert weft("run", "merge.yaml", "out").line == f"merge.yaml: more than {1 << 20} bytes are too many for a config"
 
 
 def test_no_file_and_a_folder() -> None:

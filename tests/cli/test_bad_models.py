@@ -144,7 +144,7 @@ CASES: dict[str, tuple[Break, str]] = {
     "too long": (lambda: WEIGHTS.open("ab").write(b"xx"), r"b/model\.safetensors: 2 bytes more than its header describes"),
     "header longer than the file": (header({}, length=5000), r"b/model\.safetensors: cut short inside its header: 10 of"),
     "header without end": (header({}, length=1 << 60), r"b/model\.safetensors: no safetensors file"),
-    "header no JSON": (header(b"hello"), r"b/model\.safetensors: no safetensors file \(its header is not JSON\)"),
+    "header no JSON": (header(b"hello"), r"b/model\.safetensors: no safetensors file \(its header is not valid JSON\)"),
     "header a list": (header([]), r"b/model\.safetensors: no safetensors file \(its header is not a map\)"),
     "header empty": (header({}), r"b: there are no tensors in model\.safetensors"),
     "overlap": (
@@ -160,7 +160,10 @@ CASES: dict[str, tuple[Break, str]] = {
     "shape below nothing": (header({"x": entry("BF16", [-2, -2], 0, 8)}, bytes(8)), r"tensor 'x' has no valid dtype, shape"),
     "shape without end": (header({"x": entry("BF16", [1 << 61] * 300, 0, 8)}, bytes(8)), r"tensor 'x' has no valid dtype"),
     "name twice": (header(b'{"x": %s, "x": %s}' % ((json.dumps(X).encode(),) * 2), bytes(8)), r"a name stands twice"),
-    "name that steers the terminal": (header({"\x1b[2J\n": entry("BF16", [1], 0, 8)}, bytes(8)), r"tensor '\\x1b\[2J\\n' says"),
+    "name that steers the terminal": (
+        header({"\x1b[2J\n": entry("BF16", [1], 0, 8)}, bytes(8)),
+        r"'\\x1b\[2J\\n' is no name of a tensor",
+    ),
     "unknown dtype": (header({"x": entry("C64", [1], 0, 8)}, bytes(8)), r"tensor 'x' has dtype C64, a type unknown to weft"),
     "a pointer": (
         lambda: WEIGHTS.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"),

@@ -166,4 +166,6 @@ def test_types_that_are_refused_by_name(dtype: str) -> None:
 
 def test_a_large_header_is_not_read() -> None:
     with pytest.raises(CheckpointError, match="no safetensors file"):
-        header(json.dumps({}).encode().rjust(8, b"\xff"), size=1 << 62)
+        header(json.dumps({}).encode().rjust(8, b"\xff"), size=1 << 41)
+    with pytest.raises(CheckpointError, match="more than any file of weights has"):
+        header(VALID, size=1 << 62)

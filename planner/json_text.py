@@ -1,0 +1,50 @@
+"""JSON from strangers: plain values, within bounds that no honest file comes near."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+MAX_DEPTH = 64
+"""Deeper values would make whatever walks through them run out of stack."""
+
+MANY_VALUES = 6_000_000
+"""Values in a file: a few hundred bytes of memory each. The largest tokenizers have two million."""
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+Pairs = list[tuple[str, Any]]
+
+
+def loads(data: bytes, *, values: int = MANY_VALUES, pairs: Callable[[Pairs], Any] | None = None, text: bool = True) -> Any:
+    """The value of a JSON text in UTF-8 with at most so many `values` in it.
+
+    `pairs` makes a map of its entries, as json's object_pairs_hook. With `text` no string holds half of a surrogate pair, which
+    could not be written again. Raises ValueError with what is wrong: "not valid JSON", "nested too deep".
+    """
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > values:
+        raise ValueError(f"larger than anything that is honest: more than {values:,} values")
+    try:
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=pairs)
+        if text and _SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    except ValueError:
+        raise ValueError("not valid JSON") from None
+    if _deeper(value, MAX_DEPTH):
+        raise ValueError("nested too deep")
+    return value
+
+
+def _deeper(value: Any, depth: int) -> bool:
+    """Whether maps and lists stand in each other more than `depth` times."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(depth):
+        if not level:
+            return False
+        inside = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [child for items in inside for child in items if isinstance(child, dict | list)]
+    return bool(level)
