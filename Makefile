@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test bench format clean
+.PHONY: help setup demo test bench fuzz format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make demo     make two small models, merge them, generate a few tokens"
 	@echo "make test     lint, check types and imports, run the tests"
 	@echo "make bench    measure merges and plans, and put the tables into docs/benchmarks.md"
+	@echo "make fuzz     look for inputs that break the parsers (Linux; SECONDS=60 a parser)"
 	@echo "make format   put the sources into the project's format"
 	@echo "make clean    remove the demo's models, caches and builds ($(VENV) stays)"
 
@@ -49,10 +50,16 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/versus.py $(BENCH) $(if $(MERGEKIT),--other $(MERGEKIT)) --write docs/benchmarks.md
 	$(BIN)/python benchmarks/scaling.py $(BENCH) --write docs/benchmarks.md
 
+SECONDS ?= 60
+
+fuzz: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	$(BIN)/python tests/fuzz/run.py $(SECONDS)
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .demo .fuzz build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
