@@ -13,7 +13,7 @@ from ..engine.folder import state_of
 from ..engine.system import free_disk
 from ..planner.describe import describe, downloads, peak_tensor
 from ..planner.plan import Plan
-from ..planner.sizes import format_size
+from ..planner.sizes import format_count, format_size
 from .terminal import console as terminal
 
 _STATES = {
@@ -29,16 +29,8 @@ def headline(plan: Plan) -> str:
     """The merge in one line: method, models, layers, dtype."""
     about = describe(plan)
     models = ", ".join(str(model.reference) for model in plan.models)
-    size = f"{plan.layers} layers · {_count(plan.parameters)} parameters · {about['dtype']}"
+    size = f"{plan.layers} layers · {format_count(plan.parameters)} parameters · {about['dtype']}"
     return f"{plan.method.name} of {models} · {size}"
-
-
-def _count(number: int) -> str:
-    """8030261248 as people say it: "8.03 B"."""
-    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)
 
 
 def show_plan(plan: Plan, out: Path | None, *, verbose: bool) -> None:

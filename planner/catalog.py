@@ -66,8 +66,8 @@ class Checkpoint:
     side_files: Mapping[str, int]
 
 
-def open_checkpoint(store: Store) -> Checkpoint:
-    """Read a model's config and headers. Raises CheckpointError for anything broken, missing or quantised."""
+def open_checkpoint(store: Store, *, quantized: bool = False) -> Checkpoint:
+    """Read a model's config and headers. Raises CheckpointError for what is broken, missing or (unless wanted) quantised."""
     sizes = store.sizes()
     if "config.json" not in sizes and (other := _other_kind(store.label, sizes)):
         raise CheckpointError(other)
@@ -77,7 +77,7 @@ def open_checkpoint(store: Store) -> Checkpoint:
     files: list[WeightFile] = []
     for name in names:
         label = f"{store.label}/{name}"
-        header = read_header(store, name, sizes[name], label)
+        header = read_header(store, name, sizes[name], label, any_dtype=quantized)
         file = WeightFile(store.label, name, sizes[name], f"{store.identity(name)}:{header.digest}")
         files.append(file)
         for entry in header.tensors:
@@ -89,7 +89,8 @@ def open_checkpoint(store: Store) -> Checkpoint:
             raise CheckpointError(f"{store.label}: missing weights: the index puts '{name}' into {shard}, which does not have it")
     if not tensors:
         raise CheckpointError(f"{store.label}: there are no tensors in {', '.join(names)}")
-    refuse_quantized(store.label, config, tensors)
+    if not quantized:
+        refuse_quantized(store.label, config, tensors)
     side = {name: size for name, size in sizes.items() if is_side_file(name)}
     return Checkpoint(store.label, store, config, tensors, tuple(files), side)
 
@@ -99,8 +100,8 @@ def is_side_file(name: str) -> bool:
     return "/" not in name and bool(_SIDE.search(name)) and not _WEIGHTS.search(name) and not _NOT_SIDE.match(name)
 
 
-def read_header(store: Store, name: str, size: int, label: str) -> FileHeader:
-    """The header of a weight file of `size` bytes; `label` names it in messages."""
+def read_header(store: Store, name: str, size: int, label: str, *, any_dtype: bool = False) -> FileHeader:
+    """The header of a weight file of `size` bytes; `label` names it in messages; `any_dtype` as for safetensors_header."""
     with store.open(name) as file:
         if size < _LFS_SIZE and file.read(len(_LFS)) == _LFS:
             raise CheckpointError(f"{label}: a Git LFS pointer instead of the weights: run `git lfs pull` in the model's folder")
@@ -112,7 +113,7 @@ def read_header(store: Store, name: str, size: int, label: str) -> FileHeader:
             file.seek(offset)
             return file.read(length)
 
-        return safetensors_header(read, size, label)
+        return safetensors_header(read, size, label, any_dtype=any_dtype)
 
 
 def _weight_files(store: Store, sizes: Mapping[str, int]) -> tuple[list[str], Mapping[str, str]]:

@@ -59,10 +59,11 @@ def tensor_bytes(dtype: str, shape: tuple[int, ...], where: str) -> int:
     return ITEM_SIZES[dtype] * math.prod(shape)
 
 
-def safetensors_header(read: ReadRange, size: int, label: str) -> FileHeader:
+def safetensors_header(read: ReadRange, size: int, label: str, *, any_dtype: bool = False) -> FileHeader:
     """Parse and check a safetensors header of a file of `size` bytes; `label` names the file in messages.
 
-    Raises CheckpointError where the header lies about the file or the file is cut short.
+    `any_dtype` takes types that cannot be merged, too, and believes what the header says of their sizes. Raises CheckpointError
+    where the header lies about the file or the file is cut short.
     """
     if size > MAX_FILE:
         raise CheckpointError(f"{label}: {size} bytes are more than any file of weights has")
@@ -81,7 +82,7 @@ def safetensors_header(read: ReadRange, size: int, label: str) -> FileHeader:
     if not isinstance(header, dict):
         raise CheckpointError(f"{label}: no safetensors file (its header is not a map)")
     start = 8 + length
-    tensors = [_entry(name, spec, start, label) for name, spec in header.items() if name != "__metadata__"]
+    tensors = [_entry(name, spec, start, label, any_dtype) for name, spec in header.items() if name != "__metadata__"]
     tensors.sort(key=lambda entry: (entry.offset, entry.nbytes))
     end = start
     for entry in tensors:
@@ -106,7 +107,7 @@ def _unique(pairs: list[tuple[str, Any]], label: str) -> dict[str, Any]:
     return found
 
 
-def _entry(name: str, spec: Any, start: int, label: str) -> TensorEntry:
+def _entry(name: str, spec: Any, start: int, label: str, any_dtype: bool) -> TensorEntry:
     check_name(name, label)
     where = f"{label}: tensor '{name}'"
     if not isinstance(spec, Mapping):
@@ -114,7 +115,8 @@ def _entry(name: str, spec: Any, start: int, label: str) -> TensorEntry:
     dtype, shape, offsets = spec.get("dtype"), _naturals(spec.get("shape")), _naturals(spec.get("data_offsets"))
     if not isinstance(dtype, str) or shape is None or len(shape) > MAX_SIDES or offsets is None or len(offsets) != 2:
         raise CheckpointError(f"{where} has no valid dtype, shape and data_offsets")
-    nbytes = tensor_bytes(dtype, tuple(shape), where)
+    believed = any_dtype and dtype not in ITEM_SIZES and offsets[1] >= offsets[0]
+    nbytes = offsets[1] - offsets[0] if believed else tensor_bytes(dtype, tuple(shape), where)
     if offsets[1] - offsets[0] != nbytes:
         raise CheckpointError(f"{where} says {offsets[1] - offsets[0]} bytes, but {dtype} {list(shape)} has {nbytes}")
     return TensorEntry(name, dtype, tuple(shape), start + offsets[0], nbytes)

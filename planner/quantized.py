@@ -17,21 +17,41 @@ _MARKS = {
 """Last parts of tensor names that only quantised checkpoints have."""
 
 
+_CURE = "its weights are codes, not numbers to merge; use the model's bfloat16 or float16 release"
+
+
 def refuse_quantized(label: str, config: Mapping[str, Any], tensors: Iterable[str]) -> None:
     """Raise CheckpointError, naming the scheme, if a model is quantised. FP8 dtypes are refused where headers are read."""
+    if method := _by_config(config):
+        raise CheckpointError(f"{label}: quantised with {method} (config.json, quantization_config): {_CURE}")
+    if found := _by_tensors(tensors):
+        raise CheckpointError(f"{label}: tensor '{found[0]}' belongs to {found[1]} quantisation: {_CURE}")
+
+
+def quantization(config: Mapping[str, Any], tensors: Mapping[str, str]) -> str | None:
+    """How a model is quantised, if it is, by its config.json, and names and dtypes of its `tensors`."""
+    if method := _by_config(config):
+        return method
+    if found := _by_tensors(tensors):
+        return found[1]
+    codes = sorted({dtype for dtype in tensors.values() if dtype.startswith(("F8", "F6", "F4"))})
+    return f"tensors of {', '.join(codes)}" if codes else None
+
+
+def _by_config(config: Mapping[str, Any]) -> str | None:
     for settings in (config, config.get("text_config"), config.get("llm_config")):
-        quantization = settings.get("quantization_config") if isinstance(settings, Mapping) else None
-        if quantization:
-            method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
-            raise CheckpointError(
-                f"{label}: quantised with {method or 'an unnamed method'} (config.json, quantization_config): "
-                "its weights are codes, not numbers to merge; use the model's bfloat16 or float16 release"
-            )
+        found = settings.get("quantization_config") if isinstance(settings, Mapping) else None
+        if found:
+            method = found.get("quant_method") if isinstance(found, Mapping) else None
+            return str(method or "an unnamed method")
+    return None
+
+
+def _by_tensors(tensors: Iterable[str]) -> tuple[str, str] | None:
+    """The first tensor that only quantised checkpoints have, and its scheme."""
     for name in tensors:
         parts = name.split(".")
         scheme = _MARKS.get(parts[-1]) or ("bitsandbytes 4-bit" if "quant_state" in parts else None)
         if scheme:
-            raise CheckpointError(
-                f"{label}: tensor '{name}' belongs to {scheme} quantisation: "
-                "its weights are codes, not numbers to merge; use the model's bfloat16 or float16 release"
-            )
+            return name, scheme
+    return None

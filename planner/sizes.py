@@ -32,6 +32,14 @@ def parse_size(text: str) -> int:
     return size
 
 
+def format_count(number: int) -> str:
+    """8030261248 as people say it: "8.03 B"."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
 def format_size(nbytes: float) -> str:
     """Bytes for reading: "1.50 GiB"."""
     value, unit = float(nbytes), "B"
