@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .diff import diff
 from .inspect import inspect
 from .methods import methods
 from .plan import plan
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command(epilog="Example: weft plan configs/ties.yaml ./merged --ram 2GiB")(plan)
 app.command(epilog="Example: weft run configs/ties.yaml ./merged --ram 2GiB")(run)
 app.command(epilog="Example: weft inspect Qwen/Qwen2.5-0.5B")(inspect)
+app.command(epilog="Example: weft diff ./base ./merged --ram 512MiB")(diff)
 app.command(epilog="Example: weft methods")(methods)
 app.command(epilog="Example: weft schema > weft.schema.json")(schema)
 
