@@ -9,6 +9,7 @@ import typer
 
 from .. import __version__
 from .diff import diff
+from .explain import explain
 from .inspect import inspect
 from .methods import methods
 from .plan import plan
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command(epilog="Example: weft plan configs/ties.yaml ./merged --ram 2GiB")(plan)
 app.command(epilog="Example: weft run configs/ties.yaml ./merged --ram 2GiB")(run)
+app.command(epilog="Example: weft explain configs/slerp.yaml layers.7.mlp.up_proj")(explain)
 app.command(epilog="Example: weft inspect Qwen/Qwen2.5-0.5B")(inspect)
 app.command(epilog="Example: weft diff ./base ./merged --ram 512MiB")(diff)
 app.command(epilog="Example: weft methods")(methods)

@@ -11,6 +11,7 @@ from ..ops.declare import Method
 from ..ops.registry import methods
 from .config import LoadedConfig
 from .dtypes import ITEM_SIZES, MERGED, TO_CONFIG
+from .embedding import RowMover
 from .model_config import LayerSource, merged_config
 from .models import Models
 from .parameters import check_parameters
@@ -21,7 +22,10 @@ from .tokenization import models_of_tokens, plan_tokenization
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """A compiled config. `side_files` are copied from the base model, `written_files` made anew, also in place of those."""
+    """A compiled config. `side_files` are copied from the base model, `written_files` made anew, also in place of those.
+
+    `parts` and `mover` are what the recipes were made from, for those who ask which of the config's keys decided what.
+    """
 
     method: Method
     base: Model
@@ -31,6 +35,8 @@ class Merge:
     written_files: Mapping[str, bytes]
     layers: int
     notes: tuple[str, ...]
+    parts: tuple[Part, ...] = ()
+    mover: RowMover | None = None
 
 
 def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:
@@ -60,6 +66,8 @@ def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:
         written_files=tokens.files,
         layers=len(layers),
         notes=(*notes, *made.notes),
+        parts=compiled,
+        mover=tokens.mover,
     )
 
 

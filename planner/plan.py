@@ -53,7 +53,8 @@ class Plan:
 
     `recipes` are the output tensors' in order, `inner` those of inputs that are computed in memory; tasks number them in this
     order, and `kernels` has one for each. `stores` has the models and adapters that are read, by name. `limit` is the memory
-    beyond which the schedule goes only if it must: that of the largest stage, or the budget.
+    beyond which the schedule goes only if it must: that of the largest stage, or the budget. `merges` are the compiled documents:
+    the stages by name, the result under "".
     """
 
     config: LoadedConfig
@@ -77,6 +78,7 @@ class Plan:
     layers: int
     notes: tuple[str, ...]
     digest: str
+    merges: Mapping[str, Merge] = field(default_factory=dict)
 
     @cached_property
     def all_recipes(self) -> tuple[Recipe, ...]:
@@ -138,10 +140,12 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
     Raises ConfigError and CheckpointError for what cannot be merged, BudgetError where the budget is too small.
     """
     stages: list[tuple[Recipe, ...]] = []
+    merges: dict[str, Merge] = {}
 
     def compile_stage(stage: LoadedConfig) -> Any:
         compiled = compile_merge(stage, models, options.seed)
         stages.append(compiled.recipes)
+        merges[stage.merge.name or ""] = compiled
         return as_checkpoint(stage.merge.name or "", compiled)
 
     models = Models(options.commits, config.stages, compile_stage)
@@ -183,6 +187,7 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
         layers=merge.layers,
         notes=tuple(notes),
         digest=_digest(recipes, shards, merge.written_files),
+        merges={**merges, "": merge},
     )
 
 

@@ -121,6 +121,17 @@ Local = Callable[[SourceUse], str]
 """The name under which a source holds the tensor."""
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where an output tensor comes from: the run it belongs to, what its sources have, and its depth t in the run."""
+
+    name: str
+    run: Run
+    uses: list[Use]
+    depth: float
+    local: Local
+
+
 class RecipeMaker:
     """Makes the recipes of a config's parts; holds what is the same for all of them."""
 
@@ -130,11 +141,7 @@ class RecipeMaker:
 
     def make(self, parts: Sequence[Part]) -> Recipes:
         """Raises ConfigError and CheckpointError, naming the tensor."""
-        recipes: list[Recipe] = []
-        for part in parts:
-            recipes.extend(self._before(part))
-            recipes.extend(self._layers(part))
-            recipes.extend(self._outside(part, part.runs[-1], lambda place: not place.before))
+        recipes = [self._recipe(site) for site in self.sites(parts)]
         seen: set[str] = set()
         for recipe in recipes:
             if recipe.name in seen:
@@ -143,10 +150,14 @@ class RecipeMaker:
         notes = tuple(f"{len(names)} tensors {what} (such as {names[0]})" for what, names in self.notes.items())
         return Recipes(tuple(recipes), notes)
 
-    def _before(self, part: Part) -> Iterator[Recipe]:
-        return self._outside(part, part.runs[0], lambda place: place.before)
+    def sites(self, parts: Sequence[Part]) -> Iterator[Site]:
+        """Every output tensor in order. Raises CheckpointError where a layer has none."""
+        for part in parts:
+            yield from self._outside(part, part.runs[0], lambda place: place.before)
+            yield from self._layers(part)
+            yield from self._outside(part, part.runs[-1], lambda place: not place.before)
 
-    def _outside(self, part: Part, run: Run, wanted: Callable[[Place], bool]) -> Iterator[Recipe]:
+    def _outside(self, part: Part, run: Run, wanted: Callable[[Place], bool]) -> Iterator[Site]:
         names: dict[str, None] = {}
         for source in run.sources:
             for name, place in source.model.layout.places.items():
@@ -157,9 +168,9 @@ class RecipeMaker:
             place = next(p for s in run.sources if (p := s.model.layout.places.get(name)))
             depth = place.layer / (place.stack.count - 1) if place.stack and place.stack.count > 1 else 0.0
             uses = [Use(source, tensor) for source in run.sources if (tensor := self._find(source, name))]
-            yield self._recipe(name, run, uses, depth, lambda source, name=name: name)  # type: ignore[misc]
+            yield Site(name, run, uses, depth, lambda source, name=name: name)  # type: ignore[misc]
 
-    def _layers(self, part: Part) -> Iterator[Recipe]:
+    def _layers(self, part: Part) -> Iterator[Site]:
         if part.stack is None:
             return
         grouped: dict[str, dict[int, list[Place]]] = {}
@@ -172,7 +183,7 @@ class RecipeMaker:
 
     def _layer(
         self, stack: Stack, run: Run, j: int, out: int, depth: float, grouped: dict[str, dict[int, list[Place]]]
-    ) -> Iterator[Recipe]:
+    ) -> Iterator[Site]:
         rests: dict[str, None] = {}
         for source in run.sources:
             label = str(source.model.reference)
@@ -189,7 +200,7 @@ class RecipeMaker:
 
             name = Place("", stack, 0, rest).at(out)
             uses = [Use(source, tensor) for source in run.sources if (tensor := self._find(source, local(source)))]
-            yield self._recipe(name, run, uses, depth, local)
+            yield Site(name, run, uses, depth, local)
 
     def _find(self, source: SourceUse, name: str) -> Source | None:
         """A source's tensor; a tied output projection that has no tensor of its own is its input embedding."""
@@ -202,9 +213,14 @@ class RecipeMaker:
         tensor = checkpoint.tensors[found]
         return self.mover.move(name, checkpoint, tensor) if self.mover else tensor
 
-    def _recipe(self, name: str, run: Run, uses: list[Use], depth: float, local: Local) -> Recipe:
-        self._check_missing(name, run, uses, local)
-        uses = [use for use in uses if not self._only_lends_files(use, run)] or uses
+    def taking_part(self, site: Site) -> list[Use]:
+        """The sources whose tensors are merged."""
+        return [use for use in site.uses if not self._only_lends_files(use, site.run)] or site.uses
+
+    def _recipe(self, site: Site) -> Recipe:
+        name, run, depth = site.name, site.run, site.depth
+        self._check_missing(name, run, site.uses, site.local)
+        uses = self.taking_part(site)
         first = uses[0].tensor
         for use in uses[1:]:
             self._check_alike(name, uses[0], use)

@@ -45,12 +45,14 @@ class Setting:
 
     conditions: tuple[Condition, ...]
 
+    def decides(self, name: str) -> int | None:
+        """The position of the condition that applies to tensor `name`, or None where none does."""
+        return next((i for i, c in enumerate(self.conditions) if c.filter is None or c.filter in name), None)
+
     def at(self, name: str, t: float) -> float | bool | None:
         """The value for tensor `name` at depth `t`, or None where no condition applies."""
-        for condition in self.conditions:
-            if condition.filter is None or condition.filter in name:
-                return condition.gradient.at(t)
-        return None
+        position = self.decides(name)
+        return None if position is None else self.conditions[position].gradient.at(t)
 
     def values(self) -> Iterable[float | bool]:
         """Every number that is written down."""
