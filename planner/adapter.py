@@ -37,6 +37,9 @@ _PLAIN = re.compile(r"[\w.]+")
 
 _LONG_PATTERN = 500
 _MANY_PATTERNS = 10_000
+_LARGEST = 1e30
+"""Numbers beyond this are no alpha; NaN is not below it, either."""
+
 _PATTERN_SECONDS = 0.1
 """Far more than a match takes, far less than one made to take for ever: an adapter is a download from a stranger."""
 
@@ -113,7 +116,7 @@ class _Scale:
             raise CheckpointError(f"{self.label}/{CONFIG}: {pattern_key} has {len(patterns)} patterns, more than any adapter")
         pattern = next((pattern for pattern in patterns if self._matches(pattern, module)), None)
         value = self.settings.get(key, 8) if pattern is None else patterns[pattern]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
             where = key if pattern is None else f"{pattern_key} for '{pattern}'"
             raise CheckpointError(f"{self.label}/{CONFIG}: {where} is {value!r}, not a number")
         return value

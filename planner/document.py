@@ -15,7 +15,7 @@ import yaml
 from ..errors import ConfigError
 
 MAX_BYTES = 1 << 20
-MAX_VALUES = 100_000
+MAX_VALUES = 50_000
 MAX_DEPTH = 64
 MAX_NUMBER = 100
 """Characters of a number; YAML's base-60 numbers take time that grows with the square of their length."""
@@ -109,6 +109,12 @@ def parse(text: str, source: str) -> list[Document]:
     return [_document(node, source) for node in nodes]
 
 
+def _written(text: str) -> str:
+    """The text, if it can be written again. Raises ValueError for one with half of a surrogate pair."""
+    text.encode()
+    return text
+
+
 def _document(root: yaml.Node, source: str) -> Document:
     lines: dict[Path, int] = {}
     loader = yaml.SafeLoader("")
@@ -133,7 +139,8 @@ def _document(root: yaml.Node, source: str) -> Document:
         if node.tag.endswith(("int", "float")) and len(node.value) > MAX_NUMBER:
             raise ConfigError(f"{where}: {short(node.value)} is too long for a number")
         try:
-            return loader.construct_object(node, deep=True)
+            value = loader.construct_object(node, deep=True)
+            return _written(value) if isinstance(value, str) else value
         except (yaml.YAMLError, ValueError, LookupError):
             raise ConfigError(f"{where}: {short(node.value)} is no value of its type") from None
 
@@ -142,7 +149,10 @@ def _document(root: yaml.Node, source: str) -> Document:
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise ConfigError(f"{where}: a key must be plain text")
-            key = key_node.value
+            try:
+                key = _written(key_node.value)
+            except ValueError:
+                raise ConfigError(f"{where}: a key must be plain text") from None
             if key in seen:
                 raise ConfigError(f"{source}, line {key_node.start_mark.line + 1}: key '{key}' stands twice in the same map")
             seen.add(key)

@@ -68,7 +68,8 @@ def pickle_header(file: BinaryIO, label: str) -> FileHeader:
     except CheckpointError:
         raise
     except Exception as error:  # a hostile pickle can make the unpickler raise anything
-        raise CheckpointError(f"{label}: refused: it is more than tensors: {str(error)[:200]}") from None
+        reason = "it does what no state dict does" if isinstance(error, KeyError) else str(error)[:200] or "it is cut short"
+        raise CheckpointError(f"{label}: refused: it is more than tensors: {reason}") from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):

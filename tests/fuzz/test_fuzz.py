@@ -41,7 +41,7 @@ def test_what_the_fuzzer_found(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_spoilt_files(name: str, data: st.DataObject) -> None:
     spoilt = bytearray(TARGETS[name][1])
@@ -62,7 +62,7 @@ def test_spoilt_files(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", JSON)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_json_with_nonsense_anywhere(name: str, data: st.DataObject) -> None:
     value = json.loads(TARGETS[name][1])
