@@ -15,7 +15,7 @@ import yaml
 from ..errors import ConfigError
 
 MAX_BYTES = 1 << 20
-MAX_VALUES = 50_000
+MAX_VALUES = 30_000
 MAX_DEPTH = 64
 MAX_NUMBER = 100
 """Characters of a number; YAML's base-60 numbers take time that grows with the square of their length."""

@@ -19,7 +19,7 @@ _STORAGES = {
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
     "ByteStorage": "U8", "BoolStorage": "BOOL",
 }  # fmt: skip
-MAX_READS = 2_000_000
+MAX_READS = 1_000_000
 """Opcodes and their operands: about thirty a tensor, each of them at most a small object of some sixty bytes."""
 
 MAX_ARGUMENTS = 8
