@@ -25,7 +25,7 @@ from ..planner.inspection import natural, pattern_of
 from ..planner.layout import find_layout
 from ..planner.memory import OVERHEAD
 from ..planner.sizes import format_size
-from .pool import TORCH_DTYPES
+from .pool import torch_dtype
 from .reader import Reader
 
 PIECE = 8 << 20
@@ -255,7 +255,7 @@ def _read(reader: Reader, tensor: InputTensor, piece: _Piece, buffer: bytearray)
 
 
 def _view(buffer: bytearray, tensor: InputTensor, count: int) -> Tensor:
-    return torch.frombuffer(buffer, dtype=TORCH_DTYPES[tensor.dtype], count=count)
+    return torch.frombuffer(buffer, dtype=torch_dtype(tensor.dtype), count=count)
 
 
 def sums_of(x: Tensor, y: Tensor, scratch: Sequence[Tensor]) -> Sums:
