@@ -59,9 +59,12 @@ def plan(
     return make_plan(_load(config), Options(budget, _bytes(shard_size), seed, copy_tokenizer))
 
 
-def run(plan: Plan, out: str | Path, observer: Observer = ignore) -> Summary | None:
-    """Execute a plan into a folder; None where it holds the complete result already. The same call continues after a stop."""
-    return _run(plan, Path(out), observer)
+def run(plan: Plan, out: str | Path, observer: Observer = ignore, *, strict: bool = False) -> Summary | None:
+    """Execute a plan into a folder; None where it holds the complete result already. The same call continues after a stop.
+
+    Of another plan's result there, only what changed is computed. `strict` refuses a result with NaN or Inf (CheckpointError).
+    """
+    return _run(plan, Path(out), observer, strict=strict)
 
 
 def merge(config: Config | Plan, **options: Any) -> Iterator[tuple[str, torch.Tensor]]:

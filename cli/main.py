@@ -15,6 +15,9 @@ from .methods import methods
 from .plan import plan
 from .run import run
 from .schema import schema
+from .status import status
+from .terminal import one_line
+from .verify import verify
 
 app = typer.Typer(
     name="weft",
@@ -30,6 +33,8 @@ app.command(epilog="Example: weft run configs/ties.yaml ./merged --ram 2GiB")(ru
 app.command(epilog="Example: weft explain configs/slerp.yaml layers.7.mlp.up_proj")(explain)
 app.command(epilog="Example: weft inspect Qwen/Qwen2.5-0.5B")(inspect)
 app.command(epilog="Example: weft diff ./base ./merged --ram 512MiB")(diff)
+app.command(epilog="Example: weft verify ./merged --repair")(verify)
+app.command(epilog="Example: weft status ./merged")(status)
 app.command(epilog="Example: weft methods")(methods)
 app.command(epilog="Example: weft schema > weft.schema.json")(schema)
 
@@ -47,16 +52,6 @@ def _root(
     """Merge language-model checkpoints in the memory you allow."""
 
 
-_LONGEST = 2000
-
-
-def _one_line(text: str) -> str:
-    """Names in configs and files may hold anything: what would break the line, or steer the terminal, is written as an escape."""
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 2]} […] {text[-_LONGEST // 2 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def main() -> None:
     """Run the command line; errors meant for people are one line on stderr and an exit code."""
     from ..errors import WeftError
@@ -64,7 +59,7 @@ def main() -> None:
     try:
         app(prog_name="weft")
     except WeftError as error:
-        print(f"weft: {_one_line(str(error))}", file=sys.stderr)
+        print(f"weft: {one_line(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("weft: stopped", file=sys.stderr)

@@ -10,6 +10,7 @@ import typer
 from . import options as o
 
 if TYPE_CHECKING:
+    from ..engine.reuse import Outlook
     from ..planner.plan import Plan
 
 
@@ -74,7 +75,7 @@ def plan(
     if json:
         import json as serializer
 
-        print(serializer.dumps(describe(compiled) | _disk(compiled, out), indent=2))
+        print(serializer.dumps(describe(compiled) | _there(compiled, out), indent=2))
     elif not quiet:
         from .render import show_plan
 
@@ -92,12 +93,43 @@ def _report(compiled: Plan, out: Path | None, path: Path) -> None:
     write_report(report_data(compiled, state=found.state, done=found.done), path)
 
 
-def _disk(compiled: Plan, out: Path | None) -> dict[str, object]:
-    from ..engine.folder import state_of
+def _there(plan: Plan, out: Path | None) -> dict[str, object]:
+    """What the output folder has to do with it: space, what stands there, what of that is of use."""
+    from ..engine.reuse import outlook, state_of
     from ..engine.system import free_disk
 
-    needed = compiled.bytes_written + sum(compiled.side_files.values())
+    found = outlook(plan, out) if out else None
     return {
-        "disk": {"needed": needed, "free": free_disk(out or Path.cwd())},
-        "out": state_of(out, compiled.digest) if out else None,
+        "disk": {"needed": disk_needed(plan, found), "free": free_disk(out or Path.cwd())},
+        "out": state_of(plan, out) if out else None,
+        "update": describe_update(found, len(plan.recipes)) if found else None,
+    }
+
+
+def disk_needed(plan: Plan, found: Outlook | None) -> int:
+    """Bytes of the files that a run writes; shards that stay as they are need none."""
+    kept = set(found.kept_shards) if found else set()
+    return sum(shard.size for shard in plan.shards if shard.name not in kept) + sum(plan.side_files.values())
+
+
+def describe_update(found: Outlook, tensors: int) -> dict[str, object]:
+    """What a run would reuse and compute, and why, for programs."""
+    from ..planner.reasons import summarise
+
+    return {
+        "reuse": found.reused,
+        "compute": tensors - found.reused,
+        "copy_bytes": found.copied_bytes,
+        "kept_shards": list(found.kept_shards),
+        "reasons": [
+            {
+                "kind": change.kind,
+                "what": change.what,
+                "before": change.before,
+                "now": change.now,
+                "text": change.text(tensors),
+                "tensors": list(change.tensors),
+            }
+            for change in summarise(found.reasons)
+        ],
     }

@@ -9,18 +9,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..engine.events import Summary
-from ..engine.folder import state_of
+from ..engine.reuse import Outlook, outlook, state_of
 from ..engine.system import free_disk
 from ..planner.describe import describe, downloads, peak_tensor
 from ..planner.plan import Plan
+from ..planner.reasons import summarise
 from ..planner.sizes import format_count, format_size
+from .plan import disk_needed
 from .terminal import console as terminal
 
 _STATES = {
     "new": "new",
-    "unfinished": "an unfinished result: what fits this plan will be reused",
+    "unfinished": "an unfinished result: ",
     "complete": "the complete result of this very plan: nothing to do",
-    "another": "the complete result of another plan: weft run will refuse it",
+    "another": "the result of another plan, valid until this one's is complete: ",
     "foreign": "other files: weft run will refuse it",
 }
 
@@ -72,7 +74,8 @@ def _rows(plan: Plan, out: Path | None) -> Iterator[tuple[str, str]]:
         )
     else:
         yield "VRAM", "none: computed on the CPU"
-    needed = plan.bytes_written + sum(plan.side_files.values())
+    found = outlook(plan, out) if out is not None else None
+    needed = disk_needed(plan, found)
     free = free_disk(out or Path.cwd())
     short = "" if free >= needed else f": {format_size(needed - free)} too little"
     yield "disk", f"{format_size(needed)} needed, {format_size(free)} free{short}"
@@ -84,7 +87,20 @@ def _rows(plan: Plan, out: Path | None) -> Iterator[tuple[str, str]]:
         + (", beside the download" if fetch else ""),
     )
     if out is not None:
-        yield "output", f"{out}: {_STATES[state_of(out, plan.digest)]}"
+        state = state_of(plan, out)
+        yield "output", f"{out}: {_STATES[state]}" + (_reuse(plan, found) if found and state in ("unfinished", "another") else "")
+        if found and state == "another":
+            for change in summarise(found.reasons):
+                yield "because", change.text(len(plan.recipes))
+
+
+def _reuse(plan: Plan, found: Outlook) -> str:
+    text = f"reuse {found.reused}, compute {len(plan.recipes) - found.reused}"
+    if found.copied:
+        text += f"; {format_size(found.copied_bytes)} are copied"
+    if found.kept_shards:
+        text += f"; {len(found.kept_shards)} of {len(plan.shards)} files stay"
+    return text
 
 
 def _tensors(plan: Plan) -> Table:
@@ -137,7 +153,7 @@ def show_summary(summary: Summary, out: Path) -> None:
 
 
 def _summary_rows(summary: Summary) -> Iterator[tuple[str, str]]:
-    reused = f" ({summary.computed} computed, {summary.reused} found done)" if summary.reused else ""
+    reused = f" ({summary.computed} computed, {summary.reused} reused)" if summary.reused else ""
     yield (
         "checked",
         (f"{summary.tensors} tensors, {summary.parameters:,} parameters, {summary.bytes_written:,} bytes: as planned{reused}"),

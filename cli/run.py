@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def run(
     config: Annotated[str, typer.Argument(help="A merge config (YAML), a plan saved by `weft plan --save`, or MODEL+ADAPTER.")],
-    out: Annotated[Path, typer.Argument(help="The folder for the result: new, empty, or one that this command began.")],
+    out: Annotated[Path, typer.Argument(help="The folder for the result: new, empty, or one that weft wrote.")],
     report: Annotated[
         Path | None,
         typer.Option(help="Write the plan and what was measured as a page to look at: an .html file.", show_default=False),
@@ -31,6 +31,10 @@ def run(
     out_shard_size: o.ShardSize = None,
     seed: o.Seed = None,
     copy_tokenizer: o.CopyTokenizer = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Publish no result that has NaN or Inf values (exit code 2).")] = False,
+    log_json: Annotated[
+        Path | None, typer.Option(help="Append what happens to a file, one JSON object a line.", show_default=False)
+    ] = None,
     verbose: o.Verbose = False,
     quiet: o.Quiet = False,
     cuda: o.Cuda = False,
@@ -51,7 +55,7 @@ def run(
     gpu_rich: o.GpuRich = False,
     truncate_embeddings: o.TruncateEmbeddings = False,
 ) -> None:
-    """Merge. Interrupted at any point, the same command continues where it stopped."""
+    """Merge. Interrupted at any point, the same command continues; in a finished folder only what changed is computed again."""
     if not quiet:
         o.explain_pasted(locals())
     if report is not None:
@@ -63,14 +67,15 @@ def run(
     )
     plan = o.compile_plan(config, wishes)
     from ..engine.events import both
+    from ..engine.log import json_log
     from ..engine.run import run as execute
     from .progress import progress
     from .render import say_plan, show_summary
 
     if not quiet:
         say_plan(plan, verbose=verbose)
-    with _reported(plan, out, report) as recorder, progress(quiet=quiet, verbose=verbose) as shown:
-        summary = execute(plan, out, both(recorder, shown), quiet=quiet)
+    with _reported(plan, out, report) as recorder, json_log(log_json) as log, progress(quiet=quiet, verbose=verbose) as shown:
+        summary = execute(plan, out, both(recorder, both(shown, log)), quiet=quiet, strict=strict)
     if quiet:
         return
     if summary is None:

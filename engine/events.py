@@ -19,6 +19,24 @@ class RunStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskStarted:
+    """A task was given to the threads: "load", "compute", "save" or "copy", known by `kind` and `task`, for a tensor."""
+
+    task: int
+    kind: str
+    tensor: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnded:
+    """A task is done."""
+
+    task: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class BytesRead:
     """A load is done."""
 
@@ -78,7 +96,7 @@ class Summary:
     measured_vram: int
 
 
-Event = RunStarted | BytesRead | TensorWritten | TensorDurable | MemoryHeld | RunFinished
+Event = RunStarted | TaskStarted | TaskEnded | BytesRead | TensorWritten | TensorDurable | MemoryHeld | RunFinished
 
 
 class Observer(Protocol):

@@ -31,7 +31,7 @@ from ..planner.plan import Plan
 from ..planner.schedule import Buffer, Schedule, Step
 from .compute import Fold, Tile, arithmetic, as_written, blocks, examine, gather, transform
 from .device import settle
-from .events import BytesRead, MemoryHeld, Observer, TensorDurable, TensorWritten
+from .events import BytesRead, MemoryHeld, Observer, TaskEnded, TaskStarted, TensorDurable, TensorWritten
 from .journal import Facts, Record
 from .pool import Pool, torch_dtype
 from .reader import Reader
@@ -185,9 +185,10 @@ class Executor:
 
     def _handle(self, outcome: object) -> None:
         match outcome:
-            case ("loaded", int(step), int(nbytes)):
+            case ("loaded", int(step), int(nbytes), int(task)):
                 self.bytes_read += nbytes
                 self.observer(BytesRead(nbytes))
+                self.observer(TaskEnded(task, "load"))
                 self.states[step].loads_left -= 1
                 self._start_if_ready(step)
             case ("part", int(step), Facts() | None as facts):
@@ -220,6 +221,8 @@ class Executor:
             loads = () if skipped else step.loads
             self.states[number] = _StepState(len(loads), len(pending))
             for buffer in loads:
+                load: Load = self.graph.nodes[buffer.task]["task"]
+                self.observer(TaskStarted(buffer.task, "load", load.tensor.name, load.nbytes))
                 self.readers.put((number, buffer))
             self._start_if_ready(number)
 
@@ -247,7 +250,11 @@ class Executor:
         """Begin the oldest steps that are ready; not too many at once, because each may hold counters of its own."""
         while self.ready and self.active < active_steps(self.plan.options.budget.workers):
             self.active += 1
-            self._start_phase(self.ready.popleft())
+            number = self.ready.popleft()
+            step = self.schedule.steps[number]
+            name, nbytes = self.plan.all_recipes[self._task(number).recipe].name, step.output.nbytes if step.output else 0
+            self.observer(TaskStarted(step.compute, "compute", name, nbytes))
+            self._start_phase(number)
 
     def _start_phase(self, number: int) -> None:
         """Hand the parts of a step's next pass, or of its map, to the workers."""
@@ -344,6 +351,7 @@ class Executor:
     def _computed(self, number: int) -> None:
         self.computed[number] = True
         self.active -= 1
+        self.observer(TaskEnded(self.schedule.steps[number].compute, "compute"))
         self._start_ready()
         for waiting in self.waiting.pop(number, ()):
             self.states[waiting].needs_left -= 1
@@ -360,10 +368,14 @@ class Executor:
     def _save_next(self, tensor: _TensorState) -> None:
         number = tensor.waiting_saves.pop(tensor.saved_tiles, None)
         if number is not None:
-            self.writers.put((number, self.schedule.steps[number].saves[0]))
+            save = self.schedule.steps[number].saves[0]
+            task: Save = self.graph.nodes[save]["task"]
+            self.observer(TaskStarted(save, "save", self.plan.recipes[task.recipe].name, task.nbytes))
+            self.writers.put((number, save))
 
     def _saved(self, number: int) -> None:
         compute = self._task(number)
+        self.observer(TaskEnded(self.schedule.steps[number].saves[0], "save"))
         tensor = self.tensors[compute.recipe]
         tensor.saved_tiles += 1
         self._release(number)
@@ -436,7 +448,7 @@ class Executor:
         number, buffer = job
         task: Load = self.graph.nodes[buffer.task]["task"]
         self.reader.read(task, self.pool.bytes(buffer.offset, buffer.nbytes))
-        return "loaded", number, task.nbytes
+        return "loaded", number, task.nbytes, buffer.task
 
     def _compute(self, job: _PartJob, thread: int) -> object:
         name = self.plan.all_recipes[self._task(job.step).recipe].name

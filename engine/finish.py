@@ -1,35 +1,32 @@
-"""What stands beside the weights in a finished folder: index, config, side files, model card, manifest."""
+"""Checks finished shards, and makes what stands beside them: index, config, side files, model card."""
 
 from __future__ import annotations
 
 import json
-import platform
-from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from .. import __version__
-from ..errors import OutputError
+from ..errors import CheckpointError, OutputError
 from ..planner.dtypes import ITEM_SIZES
 from ..planner.plan import Plan
 from ..planner.sources import Model
-from .events import Summary
-from .folder import MANIFEST, OutputFolder
-from .journal import Record
+from .folder import OutputFolder, missing
+from .manifest import Manifest, checksum
 from .shard_writer import PARTIAL
+from .swap import CONFIG, INDEX
 
-MANIFEST_VERSION = 1
 
-
-def check_shards(plan: Plan, folder: OutputFolder) -> None:
-    """Read the shards back with the safetensors library, which did not write them: names, shapes, dtypes, sizes.
+def check_shards(plan: Plan, folder: OutputFolder, kept: Collection[int] = ()) -> None:
+    """Read the new shards back with the safetensors library, which did not write them: names, shapes, dtypes, sizes.
 
     Raises OutputError for the first thing that is not as planned.
     """
-    for shard in plan.shards:
+    for shard in (shard for index, shard in enumerate(plan.shards) if index not in kept):
         path = folder.root / (shard.name + PARTIAL)
         if path.stat().st_size != shard.size:
             raise OutputError(f"{path}: {path.stat().st_size} bytes, planned {shard.size}: something else wrote to it")
@@ -45,17 +42,32 @@ def check_shards(plan: Plan, folder: OutputFolder) -> None:
             raise OutputError(f"{path}: tensor '{name}' is {found.get(name)}, planned {wanted.get(name)}")
 
 
-def write_companions(plan: Plan, folder: OutputFolder, records: Mapping[str, Record], summary: Summary) -> None:
-    """Everything but the shards, the manifest last: where it exists, the result is complete."""
+def companions(plan: Plan) -> Iterator[tuple[str, bytes]]:
+    """Everything but the shards and the manifest, one file at a time."""
     if len(plan.shards) > 1:
-        folder.write("model.safetensors.index.json", _json(_index(plan)))
-    folder.write("config.json", _json(plan.model_config))
+        yield INDEX, _json(_index(plan))
+    yield CONFIG, _json(plan.model_config)
     for name in plan.side_files:
-        folder.write(name, plan.base.checkpoint.store.read(name))
-    for name, data in plan.written_files.items():
-        folder.write(name, data)
-    folder.write("README.md", model_card(plan).encode())
-    folder.write(MANIFEST, _json(_manifest(plan, records, summary)))
+        yield name, plan.base.checkpoint.store.read(name)
+    yield from plan.written_files.items()
+    yield "README.md", model_card(plan).encode()
+
+
+def is_complete(plan: Plan, root: Path, manifest: Manifest) -> bool:
+    """Whether a finished result is that of this very plan and none of its files is gone."""
+    return manifest.plan == plan.digest and missing(root, manifest) is None and same_companions(plan, manifest.files)
+
+
+def same_companions(plan: Plan, files: Mapping[str, str]) -> bool:
+    """Whether a finished result's small files, known by their checksums, are those that the plan would write.
+
+    The model card is not looked at: it says what the result was made with. A file that cannot be had now counts as unchanged.
+    """
+    card = "README.md"
+    with suppress(CheckpointError):
+        made = {name: checksum(data) for name, data in companions(plan) if name != card}
+        return made == {name: found for name, found in files.items() if name != card}
+    return True
 
 
 def _json(value: object) -> bytes:
@@ -69,46 +81,6 @@ def _index(plan: Plan) -> dict[str, Any]:
         "metadata": {"total_size": total, "total_parameters": plan.parameters},
         "weight_map": dict(sorted(weight_map.items())),
     }
-
-
-def _manifest(plan: Plan, records: Mapping[str, Record], summary: Summary) -> dict[str, Any]:
-    return {
-        "format": MANIFEST_VERSION,
-        "weft": __version__,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in ("torch", "safetensors")}},
-        "plan": plan.digest,
-        "config": plan.config.text,
-        "method": plan.method.name,
-        "method_version": plan.method.version,
-        "seed": plan.options.seed,
-        "device": plan.options.budget.device,
-        "inputs": [
-            {
-                "model": label,
-                "commit": store.commit,
-                "files": {f.name: {"size": f.size, "identity": f.identity} for f in plan.files() if f.model == label},
-            }
-            for label, store in plan.stores.items()
-        ],
-        "shards": {shard.name: shard.size for shard in plan.shards},
-        "totals": {
-            "tensors": summary.tensors,
-            "parameters": summary.parameters,
-            "bytes": summary.bytes_written,
-            "differing_tensors": summary.differing_tensors,
-            "nan": summary.nan,
-            "inf": summary.inf,
-        },
-        "notes": list(plan.notes),
-        "tensors": {recipe.name: {"digest": recipe.digest, "xxh3_128": records[recipe.name].checksum} for recipe in plan.recipes},
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def model_card(plan: Plan) -> str:

@@ -1,25 +1,26 @@
-"""The output folder: whose it is, what state it is in, and how files come into it (docs/format.md describes every state)."""
+"""The output folder: whose it is, and what state it is in (docs/format.md describes every state)."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import OutputError
+from ..planner.plan import Plan
 from ..planner.shards import OutputPlace, Shard
 from .journal import Record
+from .manifest import MANIFEST, Manifest, read_manifest
 from .shard_writer import PARTIAL
-from .system import sync_folder
+from .system import sync_folder, write_file
 
 WORK = ".weft"
-"""Folder inside the output folder that is there while the result is not complete."""
+"""Folder inside the output folder that is there while something is being made."""
 
-MANIFEST = "weft.json"
+NEW = ".new"
+"""Ending of a small file that waits in the work folder for its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,32 +44,22 @@ class OutputFolder:
         """The lock's file."""
         return self.work / "lock"
 
-    def manifest(self) -> Mapping[str, Any] | None:
-        """The manifest of a complete result, else None."""
-        try:
-            value = json.loads((self.root / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return value if isinstance(value, dict) else None
+    @property
+    def intent(self) -> Path:
+        """The file that says what is being put in place, while it is."""
+        return self.work / "swap"
+
+    def manifest(self) -> Manifest | None:
+        """The manifest of a complete result, else None: one that is being replaced is none."""
+        return None if self.intent.exists() else read_manifest(self.root)
 
     def write(self, name: str, data: bytes) -> None:
-        """Put a small file in place whole: written beside, synced, renamed."""
-        temporary = self.work / f"{name}.new"
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.root / name)
-
-    def publish(self, shards: Sequence[Shard]) -> None:
-        """Give complete shards their names."""
-        for shard in shards:
-            (self.root / (shard.name + PARTIAL)).replace(self.root / shard.name)
-        sync_folder(self.root)
+        """Write a small file whose place is beside the shards; it gets there with them."""
+        write_file(self.work / f"{name}{NEW}", data)
 
     def withdraw(self) -> None:
         """Leave no trace where nothing was begun; call with the lock held."""
-        if self.journal.exists():
+        if self.journal.exists() or self.intent.exists():
             return
         self.lock.unlink(missing_ok=True)
         with suppress(OSError):  # something else stands there
@@ -76,34 +67,27 @@ class OutputFolder:
             self.root.rmdir()
 
     def close(self) -> None:
-        """The result is complete and its manifest on the disk: remove what only an unfinished one needs."""
-        sync_folder(self.root)
-        for path in sorted(self.work.iterdir(), key=lambda path: path == self.lock):
+        """What the folder should hold is there: remove what only unfinished work needs."""
+        for path in sorted(self.root.glob(f"model*.safetensors{PARTIAL}")):
+            path.unlink()
+        for path in sorted(self.work.iterdir(), key=lambda path: (path == self.lock, path == self.intent)):
             path.unlink()
         self.work.rmdir()
         sync_folder(self.root)
 
 
-def claim(root: Path, digest: str) -> OutputFolder | None:
-    """Make `root` ours, or continue what it holds. None: it holds the complete result of this very plan.
+def claim(root: Path) -> OutputFolder:
+    """Make `root` ours, or continue what it holds.
 
-    Raises OutputError where it holds anything else; then nothing in it is touched.
+    Raises OutputError where it holds anything that this version of weft did not write; then nothing in it is touched.
     """
     folder = OutputFolder(root)
     if root.exists() and not root.is_dir():
         raise OutputError(f"{root} is a file: name a folder for the result")
-    if root.is_dir() and not folder.work.is_dir() and any(root.iterdir()):
-        manifest = folder.manifest()
-        if manifest is None:
-            raise OutputError(f"{root} holds files that weft did not write: name a new or empty folder")
-        if manifest.get("plan") != digest:
-            raise OutputError(
-                f"{root} holds the complete result of another config, seed or input: name a new folder, or delete it first"
-            )
-        damaged = _damaged(root, manifest)
-        if damaged is None:
-            return None
-        raise OutputError(f"{root}: {damaged} is missing or has the wrong size: delete the folder and give the command again")
+    if root.is_dir() and not folder.work.is_dir() and any(root.iterdir()) and folder.manifest() is None:
+        if (root / MANIFEST).is_file():
+            raise OutputError(f"{root}: its {MANIFEST} is damaged or of another version of weft: name a new folder")
+        raise OutputError(f"{root} holds files that weft did not write: name a new or empty folder")
     try:
         folder.work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -111,40 +95,39 @@ def claim(root: Path, digest: str) -> OutputFolder | None:
     return folder
 
 
-def state_of(root: Path, digest: str) -> str:
-    """For a dry run: "new", "unfinished", "complete", "another" or "foreign"."""
-    folder = OutputFolder(root)
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return "new"
-    if folder.work.is_dir():
-        return "unfinished"
-    manifest = folder.manifest() if root.is_dir() else None
-    if manifest is None:
-        return "foreign"
-    return "complete" if manifest.get("plan") == digest else "another"
+def refuse_inputs(plan: Plan, root: Path) -> None:
+    """Raise OutputError where `root` is one of the models that are read: its result would replace an input."""
+    for file in plan.downloaded_files():
+        path = plan.stores[file.model].path(file.name)
+        if path is not None and root.is_dir() and path.parent.resolve() == root.resolve():
+            raise OutputError(f"{root} is itself one of the models that are merged: name another folder for the result")
 
 
-def _damaged(root: Path, manifest: Mapping[str, Any]) -> str | None:
-    """The first shard that is not there as the manifest says; `weft verify` looks at the bytes."""
-    for name, size in dict(manifest.get("shards", {})).items():
-        path = root / str(name)
-        if not path.is_file() or path.stat().st_size != size:
-            return str(name)
-    return None
+def missing(root: Path, manifest: Manifest) -> str | None:
+    """The first file that is not there as the manifest says, by name and size; `weft verify` looks at the bytes."""
+    for name, shard in manifest.shards.items():
+        path = root / name
+        if not path.is_file() or path.stat().st_size != shard.nbytes:
+            return name
+    return next((name for name in manifest.files if not (root / name).is_file()), None)
 
 
-def reopen_shards(folder: OutputFolder, shards: Sequence[Shard]) -> None:
-    """Undo the renames of a run that was stopped while it published, and remove partial shards of another layout."""
-    (folder.root / MANIFEST).unlink(missing_ok=True)
-    wanted = {shard.name for shard in shards}
-    for path in folder.root.iterdir():
-        name = path.name.removesuffix(PARTIAL)
-        if not name.startswith("model") or not name.endswith(".safetensors"):
-            continue
-        if name not in wanted:
+def drop_partials(folder: OutputFolder, wanted: Iterable[str]) -> None:
+    """Remove partial shards of another layout."""
+    names = {name + PARTIAL for name in wanted}
+    for path in sorted(folder.root.glob(f"model*.safetensors{PARTIAL}")):
+        if path.name not in names:
             path.unlink()
-        elif not path.name.endswith(PARTIAL):
-            path.replace(path.with_name(path.name + PARTIAL))
+
+
+def begun(root: Path, shard: Shard) -> bool:
+    """Whether a partial shard is there that a run would continue."""
+    path = root / (shard.name + PARTIAL)
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size == shard.size and file.read(len(shard.header)) == shard.header
+    except OSError:
+        return False
 
 
 def durable(

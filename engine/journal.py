@@ -10,10 +10,10 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,20 @@ class Record:
     facts: Facts
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a run had to do when it began: tensors and bytes of the whole result, how many tensors are not in the journal because
+    their shards stay as they are, with their bytes, and how many bytes were done; `began` is in seconds of Unix time.
+    """
+
+    tensors: int
+    nbytes: int
+    kept: int
+    kept_bytes: int
+    found_bytes: int
+    began: int
+
+
 class Journal:
     """The journal in one SQLite file. Use from one thread at a time. Raises OSError where the disk fails or is full."""
 
@@ -61,6 +75,7 @@ class Journal:
                 "CREATE TABLE IF NOT EXISTS tensors (name TEXT PRIMARY KEY, digest TEXT NOT NULL, shard TEXT NOT NULL, "
                 "offset INTEGER NOT NULL, nbytes INTEGER NOT NULL, checksum TEXT NOT NULL, facts TEXT NOT NULL) WITHOUT ROWID"
             )
+            self._db.execute("CREATE TABLE IF NOT EXISTS run (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID")
             self._db.execute(f"PRAGMA user_version = {JOURNAL_VERSION}")
             self._db.commit()
 
@@ -80,7 +95,13 @@ class Journal:
 
     def records(self) -> dict[str, Record]:
         """All durable tensors by name."""
-        return _records(self._db)
+        with _disk_errors():
+            return _records(self._db)
+
+    def begin(self, progress: Progress) -> None:
+        """Note what a run that begins now has to do, for those who watch it."""
+        with _disk_errors(), self._db:
+            self._db.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", asdict(progress).items())
 
     def add(self, records: Iterable[Record]) -> None:
         """Record tensors whose bytes are synced; returns when the records are on the disk."""
@@ -116,6 +137,13 @@ def read_records(path: Path) -> dict[str, Record]:
     with suppress(sqlite3.Error, OSError), closing(_read_only(path)) as db:
         return _records(db)
     return {}
+
+
+def read_progress(path: Path) -> Progress | None:
+    """What a journal says of the run that writes it, or wrote it last; None where there is none to be read."""
+    with suppress(sqlite3.Error, OSError, TypeError), closing(_read_only(path)) as db:
+        return Progress(**dict(db.execute("SELECT key, value FROM run")))
+    return None
 
 
 def _read_only(path: Path) -> sqlite3.Connection:

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..planner.plan import Plan
-from ..planner.shards import Shard
-from .folder import OutputFolder, durable, state_of
-from .journal import read_records
-from .shard_writer import PARTIAL
+from .reuse import outlook, state_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,23 +21,5 @@ def prospect(plan: Plan, out: Path | None) -> Prospect:
     """Look at an output folder as a run would."""
     if out is None:
         return Prospect()
-    state = state_of(out, plan.digest)
-    if state == "complete":
-        return Prospect(state, frozenset(range(len(plan.recipes))))
-    if state != "unfinished":
-        return Prospect(state)
-    names = [(recipe.name, recipe.digest) for recipe in plan.recipes]
-    fresh = [not _begun(out, shard) for shard in plan.shards]
-    records = read_records(OutputFolder(out).journal)
-    return Prospect(state, frozenset(durable(records, names, plan.places, plan.shards, fresh)))
-
-
-def _begun(out: Path, shard: Shard) -> bool:
-    """Whether a shard is there that a run would continue, also one that a stopped run had given its final name."""
-    for path in (out / (shard.name + PARTIAL), out / shard.name):
-        try:
-            with path.open("rb") as file:
-                return path.stat().st_size == shard.size and file.read(len(shard.header)) == shard.header
-        except OSError:
-            continue
-    return False
+    found = outlook(plan, out)
+    return Prospect(state_of(plan, out), found.numbers if found is not None else frozenset())

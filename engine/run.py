@@ -1,98 +1,219 @@
-"""Runs a plan: plan, subtract what the journal proves done, do the rest, check, publish."""
+"""Runs a plan: plan, subtract what the disk has already, do the rest, check, publish."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, Interrupted
 from ..planner.plan import Plan, remaining
 from ..planner.store import Store
+from .carry import carry_over
 from .device import own_threads, peak_device_memory, reset_device_memory
 from .events import Observer, RunFinished, RunStarted, Summary, ignore
 from .executor import Executor
-from .finish import check_shards, write_companions
-from .folder import OutputFolder, claim, durable, reopen_shards
-from .journal import Facts, Journal, Record
+from .finish import check_shards, companions, is_complete
+from .folder import OutputFolder, claim, drop_partials, durable, refuse_inputs
+from .journal import Facts, Journal, Progress, Record
+from .manifest import MANIFEST, Manifest, checksum, manifest
+from .reuse import Finished, finished
 from .shard_writer import PARTIAL, ShardWriter
-from .system import check_disk, exclusive, peak_memory, reset_peak_memory, resident_memory, write_error
+from .swap import INDEX, finish_swap, publish
+from .system import check_disk, exclusive, peak_memory, reset_peak_memory, resident_memory, sync_folder, write_error
 
 SLACK = 16 << 20
 """Bytes of disk for the journal and the small files."""
 
 
-def run(plan: Plan, out: Path, observer: Observer = ignore, *, quiet: bool = True) -> Summary | None:
+def run(
+    plan: Plan,
+    out: Path,
+    observer: Observer = ignore,
+    *,
+    quiet: bool = True,
+    strict: bool = False,
+    distrust: Collection[str] | None = None,
+) -> Summary | None:
     """Execute a plan into folder `out`; None if it holds the complete result already.
 
+    Of another plan's complete result there, what has the same digest is reused; it stays as it is until the new one is complete.
+    `strict` publishes no NaN or Inf. `distrust`, if given, repairs a complete result: tensors of these names are made again, and
+    so is whatever file is missing.
+
     Raises OutputError for a folder that must not be written, DiskError and BudgetError before any work where something is too
-    small or full, CheckpointError for inputs that cannot be read, Interrupted when stopped: then the same call continues.
+    small or full, CheckpointError for inputs that cannot be read, and in a strict run for NaN and Inf, Interrupted when stopped:
+    then the same call continues.
     """
-    folder = claim(out, plan.digest)
-    if folder is None:
+    refuse_inputs(plan, out)
+    earlier = OutputFolder(out).manifest()
+    if earlier is not None and not OutputFolder(out).work.exists() and distrust is None and is_complete(plan, out, earlier):
+        _refuse_nonfinite(out, earlier.totals, strict)
         return None
+    folder = claim(out)
     try:
         with exclusive(folder.lock, f"{out}: another weft is writing to this folder"):
-            return _run_locked(plan, folder, observer, quiet)
+            if not finish_swap(folder):
+                return _run_locked(plan, folder, observer, quiet, strict, distrust)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; what is done is kept in {out}: give the same command again to continue") from None
     except BrokenPipeError:  # of an observer that prints
         raise
     except OSError as error:
         raise write_error(error, str(out)) from None
+    # What was put in place just now is looked at as any result; what was distrusted was in the one before.
+    return run(plan, out, observer, quiet=quiet, strict=strict)
 
 
-def _run_locked(plan: Plan, folder: OutputFolder, observer: Observer, quiet: bool) -> Summary:
+def _run_locked(
+    plan: Plan, folder: OutputFolder, observer: Observer, quiet: bool, strict: bool, distrust: Collection[str] | None
+) -> Summary | None:
     begin = time.monotonic()
+    old = folder.manifest()
+    if old is not None and distrust is None and is_complete(plan, folder.root, old):  # what was begun there has no use
+        folder.close()
+        _refuse_nonfinite(folder.root, old.totals, strict)
+        return None
+    earlier = finished(plan, folder.root, old, distrust or ())
+    made = [index for index in range(len(plan.shards)) if index not in earlier.kept]
     try:
-        _check_space(plan, folder)
+        _check_space(plan, folder, made)
         paths = fetch(plan, quiet)
     except BaseException:
         folder.withdraw()
         raise
-    reopen_shards(folder, plan.shards)
-    journal = Journal(folder.journal)
-    try:
-        writer = ShardWriter(folder.root, plan.shards)
-        try:
-            done = durable(journal.records(), [(r.name, r.digest) for r in plan.recipes], plan.places, plan.shards, writer.fresh)
-            journal.forget(set(journal.records()) - {record.name for record in done.values()})
-            todo = [n for n in range(len(plan.recipes)) if n not in done]
-            graph, schedule = remaining(plan, todo)
-            observer(RunStarted(plan, len(done), sum(plan.places[n].nbytes for n in done)))
-            with _measured(plan) as memory:
-                executor = Executor(plan, graph, schedule, paths, writer, journal, observer)
-                complete = False
-                try:
-                    executor.run()
-                    complete = True
-                finally:
-                    executor.close(finish=complete)
-            writer.sync(set(range(len(plan.shards))))
-        finally:
-            writer.close()
-        records = {record.name: record for record in (*done.values(), *executor.records)}
-    finally:
-        journal.close()
-    check_shards(plan, folder)
-    summary = _summary(plan, records, executor.bytes_read, len(done), time.monotonic() - begin, memory)
-    folder.publish(plan.shards)
-    write_companions(plan, folder, records, summary)
-    folder.close()
+    drop_partials(folder, [plan.shards[index].name for index in made])
+    sync_folder(folder.root.parent)
+    sync_folder(folder.root)  # partial shards without a work folder beside them would be anybody's
+    done = _make(plan, folder, earlier, made, paths, observer)
+    check_shards(plan, folder, earlier.kept)
+    summary = _summary(plan, done.records, done.bytes_read, done.reused, time.monotonic() - begin, done.memory)
+    _refuse_nonfinite(folder.root, {"nan": summary.nan, "inf": summary.inf}, strict, summary.nonfinite_tensors)
+    files = {}
+    for name, data in companions(plan):
+        files[name] = checksum(data)
+        if not _edited(folder, name, files[name], old):
+            folder.write(name, data)
+    folder.write(MANIFEST, manifest(plan, done.records, summary, files))
+    kept = {plan.shards[index].name for index in earlier.kept}
+    publish(folder, [shard.name for shard in plan.shards], kept, [*files, MANIFEST], old)
     observer(RunFinished(summary))
     return summary
 
 
-def _check_space(plan: Plan, folder: OutputFolder) -> None:
-    """Fail now rather than after hours where the result will not fit; partial shards have their space already."""
-    present = sum(
-        path.stat().st_size
-        for shard in plan.shards
-        for path in (folder.root / (shard.name + PARTIAL), folder.root / shard.name)
-        if path.exists()
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """All tensors' records by name, and what it took: `reused` of them were not computed."""
+
+    records: Mapping[str, Record]
+    reused: int
+    bytes_read: int
+    memory: _Memory
+
+
+def _make(
+    plan: Plan,
+    folder: OutputFolder,
+    earlier: Finished,
+    made: Sequence[int],
+    paths: Mapping[tuple[str, str], Path],
+    observer: Observer,
+) -> _Done:
+    """Bring every tensor of the shards `made` to the disk: those that are not there yet are copied, or else computed."""
+    numbers = {recipe.name: n for n, recipe in enumerate(plan.recipes)}
+    shard_of = {shard.name: index for index, shard in enumerate(plan.shards)}
+    with closing(Journal(folder.journal)) as journal, closing(ShardWriter(folder.root, [plan.shards[i] for i in made])) as writer:
+        sync_folder(folder.root)
+        sink = _Made(writer, {index: i for i, index in enumerate(made)})
+        fresh = dict(zip(made, writer.fresh, strict=True))
+        records = _recorded(plan, journal, earlier, [fresh.get(index, True) for index in range(len(plan.shards))])
+        journal.begin(_progress(plan, earlier, records))
+        observer(RunStarted(plan, len(records), _bytes(plan, records)))
+        with _measured(plan) as memory:
+            copies = [copy for number, copy in earlier.copies.items() if number not in records]
+            for record in carry_over(copies, shard_of, sink, journal, observer):
+                records[numbers[record.name]] = record
+            graph, schedule = remaining(plan, [n for n in range(len(plan.recipes)) if n not in records])
+            executor = Executor(plan, graph, schedule, paths, sink, journal, observer)
+            complete = False
+            try:
+                executor.run()
+                complete = True
+            finally:
+                executor.close(finish=complete)
+        sink.sync(set(made))
+    by_name = {record.name: record for record in (*records.values(), *executor.records)}
+    return _Done(by_name, len(records), executor.bytes_read, memory)
+
+
+def _progress(plan: Plan, earlier: Finished, records: Mapping[int, Record]) -> Progress:
+    """What `weft status` will want to know."""
+    return Progress(
+        tensors=len(plan.recipes),
+        nbytes=_bytes(plan, range(len(plan.recipes))),
+        kept=len(earlier.records),
+        kept_bytes=_bytes(plan, earlier.records),
+        found_bytes=_bytes(plan, records),
+        began=int(time.time()),
     )
-    check_disk(folder.root, max(plan.bytes_written - present, 0) + sum(plan.side_files.values()) + SLACK)
+
+
+def _bytes(plan: Plan, numbers: Iterable[int]) -> int:
+    return sum(plan.places[number].nbytes for number in numbers)
+
+
+def _edited(folder: OutputFolder, name: str, wanted: str, old: Manifest | None) -> bool:
+    """Whether a small file that would be written as it was before has been edited since: then it is left as it is."""
+    if old is None or old.files.get(name) != wanted or name == INDEX:
+        return False
+    path = folder.root / name
+    return path.is_file() and checksum(path.read_bytes()) != wanted
+
+
+class _Made:
+    """The shards that are made, under the numbers that the plan has for them."""
+
+    def __init__(self, writer: ShardWriter, numbers: Mapping[int, int]) -> None:
+        self._writer, self._numbers = writer, numbers
+
+    def write(self, shard: int, offset: int, data: memoryview) -> None:
+        """Write bytes of a shard."""
+        self._writer.write(self._numbers[shard], offset, data)
+
+    def sync(self, shards: set[int]) -> None:
+        """Return when these shards are on the disk."""
+        self._writer.sync({self._numbers[shard] for shard in shards})
+
+
+def _recorded(plan: Plan, journal: Journal, earlier: Finished, fresh: Sequence[bool]) -> dict[int, Record]:
+    """The tensors that are on the disk at their places; all other records are deleted before anything is overwritten."""
+    found = durable(journal.records(), [(r.name, r.digest) for r in plan.recipes], plan.places, plan.shards, fresh)
+    journal.forget(set(journal.records()) - {record.name for record in found.values()})
+    return {**found, **earlier.records}
+
+
+def _refuse_nonfinite(out: Path, totals: Mapping[str, int], strict: bool, names: Sequence[str] = ()) -> None:
+    if strict and (totals.get("nan") or totals.get("inf")):
+        where = f" in tensor '{names[0]}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "") if names else ""
+        raise CheckpointError(
+            f"{out}: the result has {totals.get('nan', 0)} NaN and {totals.get('inf', 0)} Inf values{where}: "
+            + (
+                "not published (--strict); without --strict the same command publishes it"
+                if names
+                else "see the manifest's totals"
+            )
+        )
+
+
+def _check_space(plan: Plan, folder: OutputFolder, made: Sequence[int]) -> None:
+    """Fail now rather than after hours where the result will not fit; partial shards have their space already."""
+    wanted = {plan.shards[index].name + PARTIAL: plan.shards[index].size for index in made}
+    present = {path.name: path.stat().st_size for path in folder.root.glob(f"model*.safetensors{PARTIAL}")}
+    needed = sum(max(size - present.get(name, 0), 0) for name, size in wanted.items())
+    freed = sum(size for name, size in present.items() if name not in wanted)
+    check_disk(folder.root, max(needed - freed, 0) + sum(plan.side_files.values()) + SLACK)
 
 
 def fetch(plan: Plan, quiet: bool) -> dict[tuple[str, str], Path]:

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +96,32 @@ def open_direct(path: Path) -> int | None:
     return None
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file and return when its bytes are on the disk; its name is there once its folder is synced."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o644)
+    try:
+        write_at(handle, 0, memoryview(data))
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def pread(file: int, offset: int, nbytes: int) -> bytes:
+    """Bytes of a file from `offset` on; fewer than `nbytes` only where it ends."""
+    found = bytearray()
+    while len(found) < nbytes:
+        if hasattr(os, "pread"):
+            piece = os.pread(file, nbytes - len(found), offset + len(found))
+        else:
+            with _SEEKING:
+                os.lseek(file, offset + len(found), os.SEEK_SET)
+                piece = os.read(file, nbytes - len(found))
+        if not piece:
+            break
+        found += piece
+    return bytes(found)
+
+
 def reserve_disk(file: int, size: int) -> None:
     """Make the file `size` bytes long with blocks of its own, so that a full disk is known now and not hours later."""
     if hasattr(os, "posix_fallocate") and size:
@@ -128,14 +155,42 @@ def exclusive(path: Path, refusal: str) -> Iterator[None]:
     """Hold a lock on file `path`; raises OutputError(refusal) where another process does. It ends with the process."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if fcntl is not None:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OutputError(refusal) from None
+        if not _lock(handle):
+            raise OutputError(refusal)
         yield
     finally:
         os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Take the lock, unless another holds it; one that looks (`is_locked`) holds it for a moment only."""
+    if fcntl is None:
+        return True
+    for _ in range(3):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        else:
+            return os.name != "posix" or os.fstat(handle).st_nlink > 0  # else another has just ended and removed it
+    return False
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock on a file."""
+    if fcntl is None:
+        return False
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def anonymous_memory(nbytes: int) -> mmap.mmap:

@@ -118,8 +118,10 @@ def test_a_run(tmp_path: Path, two: tuple[Path, Path]) -> None:
         assert {event.name for event in events if isinstance(event, kind)} == {recipe.name for recipe in made.recipes}
     assert any(isinstance(event, MemoryHeld) for event in events)
     assert weft.run(made, tmp_path / "out") is None
+    summary = weft.run(weft.plan(linear(*two), ram="256MiB"), tmp_path / "out")
+    assert summary is not None and summary.computed == summary.tensors
     with pytest.raises(OutputError):
-        weft.run(weft.plan(linear(*two), ram="256MiB"), tmp_path / "out")
+        weft.run(made, two[0])
     assert threads() == []
 
 

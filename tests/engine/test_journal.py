@@ -11,7 +11,7 @@ import pytest
 
 from merges import linear, plan, write_two
 from weft.engine.events import Event, RunStarted, TensorDurable
-from weft.engine.folder import OutputFolder, durable, reopen_shards
+from weft.engine.folder import OutputFolder, drop_partials, durable
 from weft.engine.journal import Facts, Journal, Record
 from weft.engine.run import run
 from weft.engine.shard_writer import PARTIAL, ShardWriter
@@ -144,18 +144,12 @@ def test_a_partial_shard_of_another_layout_is_begun_anew(tmp_path: Path, change:
 
 
 def test_shards_of_another_layout_are_removed_and_others_left(tmp_path: Path) -> None:
-    keep = ["notes.txt", "model.safetensors.partial", "weights.safetensors"]
-    stale = ["model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors.partial"]
-    for name in (*keep, *stale, "weft.json"):
+    keep = ["notes.txt", "model.safetensors.partial", "weights.safetensors", "model-00001-of-00003.safetensors", "weft.json"]
+    stale = ["model-00001-of-00003.safetensors.partial", "model-00002-of-00003.safetensors.partial"]
+    for name in (*keep, *stale):
         (tmp_path / name).write_bytes(b"x")
-    reopen_shards(OutputFolder(tmp_path), [shard()])
+    drop_partials(OutputFolder(tmp_path), ["model.safetensors"])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(keep)
-
-
-def test_a_published_shard_is_partial_again_until_all_is_done(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"x")
-    reopen_shards(OutputFolder(tmp_path), [shard()])
-    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors.partial"]
 
 
 @pytest.mark.parametrize("change", [None, "digest", "shard", "offset", "nbytes", "fresh", "missing"])

@@ -154,7 +154,12 @@ def test_the_manifest(tmp_path: Path, shard_size: int) -> None:
         known = inputs[str(folder)]["files"]["model.safetensors"]
         assert known["size"] == path.stat().st_size and str(path.stat().st_mtime_ns) in known["identity"]
     shards = {path.name: path.stat().st_size for path in out.glob("*.safetensors")}
-    assert manifest["shards"] == shards
+    assert {name: shard["bytes"] for name, shard in manifest["shards"].items()} == shards
+    for name, shard in manifest["shards"].items():
+        data = (out / name).read_bytes()
+        assert shard["header"] == xxhash.xxh3_128_hexdigest(data[: 8 + int.from_bytes(data[:8], "little")])
+    small = {path.name: path.read_bytes() for path in out.iterdir() if path.name not in shards and path.name != "weft.json"}
+    assert manifest["files"] == {name: xxhash.xxh3_128_hexdigest(data) for name, data in small.items()}
     bytes_of = {name: data for shard in shards for name, (_, data) in raw(out / shard).items()}
     assert set(manifest["tensors"]) == set(bytes_of)
     for name, data in bytes_of.items():

@@ -1,0 +1,83 @@
+"""`weft verify`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options as o
+
+if TYPE_CHECKING:
+    from ..engine.verify import Verdict
+
+
+def verify(
+    out: Annotated[Path, typer.Argument(help="A finished result of `weft run`.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Make what is damaged again; the inputs must be unchanged.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the verdict for programs.")] = False,
+    ram: o.Ram = None,
+    vram: o.Vram = None,
+    device: o.Device = None,
+    workers: o.Workers = None,
+    quiet: o.Quiet = False,
+) -> None:
+    """Read a result again and compare every tensor with the checksum it was written with. Exit code 2: something is damaged."""
+    from ..engine.verify import verify as examine
+
+    if repair:
+        from ..engine.repair import end_swap
+
+        end_swap(out)
+    verdict = examine(out)
+    if json:
+        _print_json(verdict)
+    elif not quiet:
+        _print(verdict, out)
+    if not verdict.damage:
+        return
+    if not repair:
+        if not (quiet or json):
+            print("`weft verify --repair` makes what is damaged again")
+        raise typer.Exit(2)
+    _repair(out, verdict, o.Wishes(ram, vram, device, workers, None, None, None), quiet=quiet or json)
+
+
+def _print(verdict: Verdict, out: Path) -> None:
+    from ..planner.sizes import format_size
+    from .terminal import console, one_line
+
+    screen = console()
+    for damage in verdict.damage:
+        screen.print(f"damaged  {one_line(damage.text())}", markup=False)
+    for name in verdict.edited:
+        screen.print(f"differs  {one_line(name)}: edited, or damaged: --repair writes it anew once it is deleted", markup=False)
+    found = f"damage in {len(verdict.damage)} places" if verdict.damage else "as written"
+    screen.print(f"{out}: {verdict.checked} tensors, {format_size(verdict.nbytes)}: {found}", markup=False)
+
+
+def _print_json(verdict: Verdict) -> None:
+    import json
+
+    value = {
+        "whole": not verdict.damage,
+        "tensors": verdict.checked,
+        "bytes": verdict.nbytes,
+        "damage": [{"file": item.file, "tensor": item.tensor, "what": item.what} for item in verdict.damage],
+        "differing_files": list(verdict.edited),
+    }
+    print(json.dumps(value, indent=2))
+
+
+def _repair(out: Path, verdict: Verdict, wishes: o.Wishes, *, quiet: bool) -> None:
+    from ..engine.repair import plan_again, repair
+    from ..engine.verify import open_result
+    from .progress import progress
+
+    manifest = open_result(out)
+    plan = plan_again(out, manifest, o.choose_options(wishes, manifest.settings, manifest.commits))
+    with progress(quiet=quiet, verbose=False) as observer:
+        summary = repair(plan, out, verdict.tensors, observer, quiet=quiet)
+    if summary is not None and not quiet:
+        print(f"repaired {out}: {summary.computed} tensors made again, {summary.reused} as they were")

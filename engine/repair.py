@@ -1,0 +1,50 @@
+"""Makes damaged tensors of a finished result again, from what its manifest says it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from ..errors import CheckpointError
+from ..planner.config import load_config
+from ..planner.ingredients import ingredients_of
+from ..planner.plan import Options, Plan, make_plan
+from ..planner.reasons import differences, summarise
+from .events import Observer, Summary, ignore
+from .folder import OutputFolder
+from .manifest import MANIFEST, Manifest
+from .run import run
+from .swap import finish_swap
+from .system import exclusive
+
+
+def end_swap(out: Path) -> None:
+    """Put the files of a result in place where that was interrupted. Raises OutputError where another process does."""
+    folder = OutputFolder(out)
+    swapping = folder.intent.exists()
+    if swapping or (folder.manifest() is not None and folder.work.is_dir() and not folder.journal.exists()):
+        with exclusive(folder.lock, f"{out}: another weft is writing to this folder"):
+            if not finish_swap(folder):
+                folder.close()
+
+
+def plan_again(out: Path, manifest: Manifest, options: Options) -> Plan:
+    """The plan that made a finished result.
+
+    Raises CheckpointError where its inputs are not what they were: then nothing of it can be made again.
+    """
+    plan = make_plan(load_config(manifest.config, str(out / MANIFEST)), options)
+    changed = {
+        recipe.name: differences(manifest.ingredients(recipe.name), ingredients_of(recipe))
+        for recipe in plan.recipes
+        if recipe.name not in manifest.tensors or manifest.tensors[recipe.name].digest != recipe.digest
+    }
+    if changed:
+        first = summarise(changed)[0].text(len(plan.recipes))
+        raise CheckpointError(f"{out} cannot be repaired: {first}; `weft run` with the config makes what that changes anew")
+    return plan
+
+
+def repair(plan: Plan, out: Path, damaged: Collection[str], observer: Observer = ignore, *, quiet: bool = True) -> Summary | None:
+    """Make these tensors, and missing files, again. Raises what a run raises; until it is done nothing in the folder changes."""
+    return run(plan, out, observer, quiet=quiet, distrust=damaged)

@@ -1,0 +1,54 @@
+"""How far a merge is, seen from another process: reads the journal, takes no lock, changes nothing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import OutputError
+from .folder import OutputFolder
+from .journal import read_progress, read_records
+from .system import is_locked
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """`state`: "finished", "running", "interrupted", "publishing" (interrupted while files were put in place) or "starting".
+
+    Tensors and bytes are of the whole result; None where the journal does not say. `rate` is bytes a second that became durable
+    since the run began; None where nothing did, or nothing runs. `earlier`: a complete result stands there meanwhile.
+    """
+
+    state: str
+    earlier: bool
+    tensors: int | None
+    tensors_done: int | None
+    nbytes: int | None
+    nbytes_done: int | None
+    rate: float | None
+
+
+def status(out: Path) -> Status:
+    """Look at an output folder. Raises OutputError where weft wrote nothing there."""
+    folder = OutputFolder(out)
+    manifest = folder.manifest() if out.is_dir() else None
+    running = is_locked(folder.lock)
+    if not (folder.journal.exists() or folder.intent.exists() or running):
+        if manifest is None and folder.work.is_dir():
+            return Status("interrupted", False, None, None, None, None, None)
+        if manifest is None:
+            raise OutputError(f"{out}: weft is not at work there and has finished nothing")
+        count, nbytes = len(manifest.tensors), sum(shard.nbytes for shard in manifest.shards.values())
+        return Status("finished", False, count, count, nbytes, nbytes, None)
+    progress, records = read_progress(folder.journal), read_records(folder.journal)
+    if running:
+        state = "running" if progress is not None else "starting"
+    else:
+        state = "publishing" if folder.intent.exists() else "interrupted"
+    if progress is None:
+        return Status(state, manifest is not None, None, None, None, None, None)
+    done = sum(record.nbytes for record in records.values()) + progress.kept_bytes
+    seconds = time.time() - progress.began
+    rate = (done - progress.found_bytes) / seconds if running and seconds > 0 and done > progress.found_bytes else None
+    return Status(state, manifest is not None, progress.tensors, len(records) + progress.kept, progress.nbytes, done, rate)
