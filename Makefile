@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test bench fuzz format clean
+.PHONY: help setup demo test bench fuzz torture format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup    install weft and its tools into $(VENV)"
 	@echo "make demo     make two small models, merge them, generate a few tokens"
 	@echo "make test     lint, check types and imports, run the tests"
+	@echo "make torture  interrupt merges at every call, cut the power, fill the disk: some ten minutes"
 	@echo "make bench    measure merges and plans, and put the tables into docs/benchmarks.md"
 	@echo "make fuzz     look for inputs that break the parsers (Linux; SECONDS=60 a parser)"
 	@echo "make format   put the sources into the project's format"
@@ -41,6 +42,10 @@ test: $(STAMP)
 	$(BIN)/mypy .
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q -n auto
+
+# Every kill, power cut and failing call in turn, for some ten minutes; `make test` tries a few of each.
+torture: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python tests/torture.py
 
 # Checkpoints and results take about 15 GB under $(BENCH); MERGEKIT names mergekit-yaml, to race against.
 BENCH ?= .bench
