@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 from .folder import OutputFolder
+from .journal import read_records
 
 
 def recorded_digest(out: Path, name: str) -> str | None:
     """The digest with which tensor `name` is on the disk, in a finished folder or an unfinished one; None where it is not."""
     folder = OutputFolder(out)
-    if folder.journal.is_file():
-        try:
-            with closing(sqlite3.connect(f"{folder.journal.absolute().as_uri()}?mode=ro", uri=True)) as db:
-                row = db.execute("SELECT digest FROM tensors WHERE name = ?", (name,)).fetchone()
-        except sqlite3.Error:
-            return None
-        return str(row[0]) if row else None
-    tensors = (folder.manifest() or {}).get("tensors")
-    entry = tensors.get(name) if isinstance(tensors, dict) else None
-    return str(entry.get("digest")) if isinstance(entry, dict) else None
+    record = read_records(folder.journal).get(name)
+    if record is not None:
+        return record.digest
+    manifest = folder.manifest()
+    tensor = manifest.tensors.get(name) if manifest is not None else None
+    return tensor.digest if tensor is not None else None
