@@ -164,12 +164,12 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[l
             if len(words) > 1 and words[1].endswith((".yaml", ".yml")) and not (folder / words[1]).exists():
                 (folder / words[1]).write_text(OTHER_CONFIG)
             lines.append(json.dumps([str(folder), words]))
-    (root / "commands").write_text("\n".join(lines))
+    (root / "commands.txt").write_text("\n".join(lines))
     names = [*models, *(adapter for _, adapter in adapted)]
     with HubServer({model: root / "hub" / model for model in names}) as hub:
         settings = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
         settings |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(root / "home")}
-        command = [sys.executable, "-c", RUN, str(root / "commands")]
+        command = [sys.executable, "-c", RUN, str(root / "commands.txt")]
         done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, list[tuple[list[str], int | str, str]]] = {name(page): [] for page in PAGES}

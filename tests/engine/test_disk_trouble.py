@@ -91,7 +91,7 @@ def test_the_disk_turns_out_full_when_data_is_synced(tmp_path: Path, monkeypatch
 
 def test_the_journal_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its database may not grow, so SQLite says what it says on a full disk."""
-    names = [f"models.{i}.{'x' * 3000}.weight" for i in range(9)]
+    names = [f"models.{i}.{'x' * 900}.weight" for i in range(30)]
     wide = write_model(tmp_path / "wide", {name: torch.ones(8) for name in names})
     config, out = {"merge_method": "passthrough", "models": [{"model": str(wide)}]}, tmp_path / "out"
     connect = weft.engine.journal._connect
