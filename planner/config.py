@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
+from pydantic import BaseModel, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
 
 from ..errors import ConfigError, nearest
 from .chat_templates import ChatTemplate
+from .config_types import FloatType, Reference, Strict
 from .document import MAX_BYTES, Document, Path, parse, short
-from .reference import ModelReference, parse_reference
 from .setting import Setting, parse_setting
 from .tokenizer_config import TokenConfig, TokenizerConfig, TokenizerSource
 
@@ -31,41 +31,18 @@ _SETTING_SCHEMA = {
         },
     ],
 }
-_LOCATION = {"type": "object", "properties": {"path": {"type": "string"}, "revision": {"type": "string"}}, "required": ["path"]}
-_REFERENCE_SCHEMA = {
-    "description": "folder or Hub name: path-or-org/name[@revision]",
-    "anyOf": [
-        {"type": "string"},
-        {
-            "type": "object",
-            "properties": {
-                "model": {"anyOf": [{"type": "string"}, _LOCATION]},
-                "lora": {"anyOf": [{"type": "string"}, _LOCATION]},
-                "override_architecture": {"type": "string"},
-            },
-            "required": ["model"],
-        },
-    ],
-}
-
-Reference = Annotated[ModelReference, PlainValidator(parse_reference), WithJsonSchema(_REFERENCE_SCHEMA)]
 Value = Annotated[Setting, PlainValidator(parse_setting), WithJsonSchema(_SETTING_SCHEMA)]
 Parameters = dict[str, Value]
-FloatType = Literal["float16", "bfloat16", "float32"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
-
-
-class InputModel(_Strict):
+class InputModel(Strict):
     """One entry of `models`: a whole model."""
 
     model: Reference
     parameters: Parameters | None = None
 
 
-class Source(_Strict):
+class Source(Strict):
     """One entry of a slice's `sources`: layers lo to hi - 1 of a model."""
 
     model: Reference
@@ -73,7 +50,7 @@ class Source(_Strict):
     parameters: Parameters | None = None
 
 
-class Slice(_Strict):
+class Slice(Strict):
     """Output layers that come from one run of layers of each source."""
 
     sources: Annotated[list[Source], Field(min_length=1)]
@@ -81,7 +58,7 @@ class Slice(_Strict):
     base_model: Reference | None = None
 
 
-class _Body(_Strict):
+class _Body(Strict):
     @model_validator(mode="after")
     def _one_body(self) -> _Body:
         given = [key for key in ("models", "slices", "modules") if getattr(self, key, None) is not None]

@@ -11,6 +11,7 @@ from .adapter import open_adapter
 from .catalog import Checkpoint, InputTensor, open_checkpoint
 from .config import LoadedConfig
 from .document import Path
+from .fused import as_llama
 from .layout import find_layout
 from .locate import locate
 from .recipe import LowRankUpdate, Recipe, low_rank_recipe
@@ -47,6 +48,8 @@ class Models:
                     checkpoint = self._adapted(str(reference), base.checkpoint, reference.adapter)
                 else:
                     checkpoint = stage or open_checkpoint(self._store(reference))
+                if reference.layout == "llama":
+                    checkpoint = as_llama(checkpoint)
                 layout = find_layout(checkpoint.label, checkpoint.config, checkpoint.tensors)
             except CheckpointError as error:
                 raise CheckpointError(str(config.error(path, str(error)))) from None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LAYOUTS = ("llama",)
+"""Layouts into which a model's tensors can be brought while they are read (`fused`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Location:
@@ -18,17 +21,18 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class ModelReference:
-    """A model as a config names it."""
+    """A model as a config names it. `layout`: read its tensors under the names and shapes of that family."""
 
     model: Location
     adapter: Location | None = None
+    layout: str | None = None
 
     def __str__(self) -> str:
         return f"{self.model}+{self.adapter}" if self.adapter else str(self.model)
 
 
 def parse_reference(value: object) -> ModelReference:
-    """From text, or from the map `{model: {path, revision}, lora: {path, revision}}`.
+    """From text, or from the map `{model: {path, revision}, lora: {path, revision}, layout: llama}`.
 
     Raises ValueError with a message for the user.
     """
@@ -57,11 +61,14 @@ def _location(text: str) -> Location:
 
 
 def _from_map(value: dict[object, object]) -> ModelReference:
-    unknown = set(value) - {"model", "lora", "override_architecture"}
+    unknown = set(value) - {"model", "lora", "layout", "override_architecture"}
     if unknown or "model" not in value:
-        raise ValueError("a model written as a map has the key 'model', and perhaps 'lora' and 'override_architecture'")
-    adapter = value.get("lora")
-    return ModelReference(_location_from_map(value["model"]), _location_from_map(adapter) if adapter is not None else None)
+        raise ValueError("a model written as a map has the key 'model', and perhaps 'lora', 'layout' and 'override_architecture'")
+    adapter, layout = value.get("lora"), value.get("layout")
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"layout: expected {' or '.join(LAYOUTS)}, not {layout!r}")
+    place = _location_from_map(adapter) if adapter is not None else None
+    return ModelReference(_location_from_map(value["model"]), place, str(layout) if layout else None)
 
 
 def _location_from_map(value: object) -> Location:
