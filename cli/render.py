@@ -177,6 +177,7 @@ def _summary_rows(summary: Summary) -> Iterator[tuple[str, str]]:
 
 
 def _warnings(summary: Summary) -> Iterator[str]:
+    yield from summary.warnings
     if summary.compared_elements and not summary.differing_tensors and not summary.foreign_tensors:
         yield "the result is identical to the base model: check weights, t and which models are merged"
     if summary.nan or summary.inf:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import OutputError
+from ..errors import ConfigError, OutputError
 from . import options as o
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ def run(
     log_json: Annotated[
         Path | None, typer.Option(help="Append what happens to a file, one JSON object a line.", show_default=False)
     ] = None,
+    show_routing: Annotated[
+        bool, typer.Option("--show-routing", help="Of a mixture of experts: show where its router would send each prompt.")
+    ] = False,
     verbose: o.Verbose = False,
     quiet: o.Quiet = False,
     cuda: o.Cuda = False,
@@ -66,22 +69,27 @@ def run(
         ram, vram, "cuda" if (cuda or gpu_rich) and device is None else device, workers, out_shard_size, seed, copy_tokenizer
     )
     plan = o.compile_plan(config, wishes)
+    if show_routing and not plan.routers:
+        raise ConfigError(f"--show-routing: {config} makes no mixture of experts: leave it out")
     from ..engine.events import both
     from ..engine.log import json_log
     from ..engine.run import run as execute
     from .progress import progress
     from .render import say_plan, show_summary
+    from .routing import show_routings
 
     if not quiet:
         say_plan(plan, verbose=verbose)
     with _reported(plan, out, report) as recorder, json_log(log_json) as log, progress(quiet=quiet, verbose=verbose) as shown:
-        summary = execute(plan, out, both(recorder, both(shown, log)), quiet=quiet, strict=strict)
+        observer = both(recorder, both(shown, log))
+        summary = execute(plan, out, observer, quiet=quiet, strict=strict, show_routing=show_routing)
     if quiet:
         return
     if summary is None:
         print(f"{out} holds the complete result of this merge already: nothing to do")
     else:
         show_summary(summary, out)
+        show_routings(summary.routings)
     if report is not None:
         print(f"drawn in {report}")
 

@@ -66,6 +66,18 @@ class MemoryHeld:
 
 
 @dataclass(frozen=True, slots=True)
+class Routing:
+    """For each prompt of a mixture the weight that each expert has for its tokens, the mean over tokens and layers.
+
+    `owners` are the experts that a prompt is a positive one of.
+    """
+
+    prompts: tuple[str, ...]
+    owners: tuple[tuple[int, ...], ...]
+    shares: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RunFinished:
     """The result is complete."""
 
@@ -94,6 +106,8 @@ class Summary:
     measured_ram: int
     predicted_vram: int
     measured_vram: int
+    warnings: Sequence[str] = ()
+    routings: Sequence[Routing] = ()
 
 
 Event = RunStarted | TaskStarted | TaskEnded | BytesRead | TensorWritten | TensorDurable | MemoryHeld | RunFinished

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import CheckpointError, Interrupted
@@ -13,13 +13,14 @@ from ..planner.plan import Plan, remaining
 from ..planner.store import Store
 from .carry import carry_over
 from .device import own_threads, peak_device_memory, reset_device_memory
-from .events import Observer, RunFinished, RunStarted, Summary, ignore
+from .events import Observer, Routing, RunFinished, RunStarted, Summary, ignore
 from .executor import Executor
 from .finish import check_shards, companions, is_complete
 from .folder import OutputFolder, claim, drop_partials, durable, refuse_inputs
 from .journal import Facts, Journal, Progress, Record
 from .manifest import MANIFEST, Manifest, checksum, manifest
 from .reuse import Finished, finished
+from .router import check_can_route, prepare_routers, router_warnings
 from .shard_writer import PARTIAL, ShardWriter
 from .swap import INDEX, finish_swap, publish
 from .system import check_disk, exclusive, peak_memory, reset_peak_memory, resident_memory, sync_folder, write_error
@@ -35,18 +36,21 @@ def run(
     *,
     quiet: bool = True,
     strict: bool = False,
+    show_routing: bool = False,
     distrust: Collection[str] | None = None,
 ) -> Summary | None:
     """Execute a plan into folder `out`; None if it holds the complete result already.
 
     Of another plan's complete result there, what has the same digest is reused; it stays as it is until the new one is complete.
     `strict` publishes no NaN or Inf. `distrust`, if given, repairs a complete result: tensors of these names are made again, and
-    so is whatever file is missing.
+    so is whatever file is missing. `show_routing` lets the prompts of a mixture's config through its base model, and says in the
+    summary where they would go.
 
     Raises OutputError for a folder that must not be written, DiskError and BudgetError before any work where something is too
     small or full, CheckpointError for inputs that cannot be read, and in a strict run for NaN and Inf, Interrupted when stopped:
     then the same call continues.
     """
+    check_can_route(plan, show=show_routing)
     refuse_inputs(plan, out)
     earlier = OutputFolder(out).manifest()
     if earlier is not None and not OutputFolder(out).work.exists() and distrust is None and is_complete(plan, out, earlier):
@@ -56,7 +60,7 @@ def run(
     try:
         with exclusive(folder.lock, f"{out}: another weft is writing to this folder"):
             if not finish_swap(folder):
-                return _run_locked(plan, folder, observer, quiet, strict, distrust)
+                return _run_locked(plan, folder, observer, quiet, strict, show_routing, distrust)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; what is done is kept in {out}: give the same command again to continue") from None
     except BrokenPipeError:  # of an observer that prints
@@ -64,11 +68,17 @@ def run(
     except OSError as error:
         raise write_error(error, str(out)) from None
     # What was put in place just now is looked at as any result; what was distrusted was in the one before.
-    return run(plan, out, observer, quiet=quiet, strict=strict)
+    return run(plan, out, observer, quiet=quiet, strict=strict, show_routing=show_routing)
 
 
 def _run_locked(
-    plan: Plan, folder: OutputFolder, observer: Observer, quiet: bool, strict: bool, distrust: Collection[str] | None
+    plan: Plan,
+    folder: OutputFolder,
+    observer: Observer,
+    quiet: bool,
+    strict: bool,
+    show_routing: bool,
+    distrust: Collection[str] | None,
 ) -> Summary | None:
     begin = time.monotonic()
     old = folder.manifest()
@@ -87,9 +97,10 @@ def _run_locked(
     drop_partials(folder, [plan.shards[index].name for index in made])
     sync_folder(folder.root.parent)
     sync_folder(folder.root)  # partial shards without a work folder beside them would be anybody's
-    done = _make(plan, folder, earlier, made, paths, observer)
+    done = _make(plan, folder, earlier, made, paths, observer, show_routing)
     check_shards(plan, folder, earlier.kept)
     summary = _summary(plan, done.records, done.bytes_read, done.reused, time.monotonic() - begin, done.memory)
+    summary = replace(summary, warnings=router_warnings(plan, folder.work), routings=done.routings)
     _refuse_nonfinite(folder.root, {"nan": summary.nan, "inf": summary.inf}, strict, summary.nonfinite_tensors)
     files = {}
     for name, data in companions(plan):
@@ -111,6 +122,7 @@ class _Done:
     reused: int
     bytes_read: int
     memory: _Memory
+    routings: Sequence[Routing]
 
 
 def _make(
@@ -118,8 +130,9 @@ def _make(
     folder: OutputFolder,
     earlier: Finished,
     made: Sequence[int],
-    paths: Mapping[tuple[str, str], Path],
+    paths: dict[tuple[str, str], Path],
     observer: Observer,
+    show_routing: bool,
 ) -> _Done:
     """Bring every tensor of the shards `made` to the disk: those that are not there yet are copied, or else computed."""
     numbers = {recipe.name: n for n, recipe in enumerate(plan.recipes)}
@@ -136,6 +149,7 @@ def _make(
             for record in carry_over(copies, shard_of, sink, journal, observer):
                 records[numbers[record.name]] = record
             graph, schedule = remaining(plan, [n for n in range(len(plan.recipes)) if n not in records])
+            routings = prepare_routers(plan, folder.work, paths, show=show_routing)
             executor = Executor(plan, graph, schedule, paths, sink, journal, observer)
             complete = False
             try:
@@ -145,7 +159,7 @@ def _make(
                 executor.close(finish=complete)
         sink.sync(set(made))
     by_name = {record.name: record for record in (*records.values(), *executor.records)}
-    return _Done(by_name, len(records), executor.bytes_read, memory)
+    return _Done(by_name, len(records), executor.bytes_read, memory, routings)
 
 
 def _progress(plan: Plan, earlier: Finished, records: Mapping[int, Record]) -> Progress:
@@ -225,7 +239,7 @@ def fetch(plan: Plan, quiet: bool) -> dict[tuple[str, str], Path]:
         _download(plan.stores[label], names, quiet)
     _download(plan.base.checkpoint.store, list(plan.side_files), quiet)
     paths = {}
-    for file in plan.files():
+    for file in plan.input_files(everything=True):
         path = plan.stores[file.model].path(file.name)
         if path is None:
             raise CheckpointError(f"{file.model}/{file.name}: could not be fetched")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import tempfile
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 
@@ -15,6 +17,7 @@ from .events import Event, TensorWritten
 from .executor import Executor
 from .journal import Record
 from .pool import torch_dtype
+from .router import check_can_route, prepare_routers
 from .run import fetch
 
 
@@ -90,6 +93,7 @@ def stream(plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
     Memory is the plan's budget, and beside it the tensor that is handed out and one that waits. Closing the iterator stops the
     work. Raises what a run raises.
     """
+    check_can_route(plan, show=False)
     paths = fetch(plan, quiet=True)
     numbers = {recipe.name: n for n, recipe in enumerate(plan.recipes)}
     done: queue.Queue[tuple[int, torch.Tensor] | BaseException | None] = queue.Queue(maxsize=1)
@@ -112,6 +116,11 @@ def stream(plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
             hand_over((number, collector.take(number)))
 
     def work() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            prepare_routers(plan, Path(folder), paths)
+            execute()
+
+    def execute() -> None:
         executor = Executor(plan, plan.graph, plan.schedule, paths, collector, collector, observe)
         complete = False
         try:

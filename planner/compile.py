@@ -16,6 +16,7 @@ from .model_config import LayerSource, merged_config
 from .models import Models
 from .parameters import check_parameters
 from .recipe import Recipe, RecipeMaker
+from .router import Router
 from .sources import Model, Part, parts
 from .tokenization import models_of_tokens, plan_tokenization
 
@@ -25,6 +26,7 @@ class Merge:
     """A compiled config. `side_files` are copied from the base model, `written_files` made anew, also in place of those.
 
     `parts` and `mover` are what the recipes were made from, for those who ask which of the config's keys decided what.
+    `routers` are made before the recipes that read their vectors.
     """
 
     method: Method
@@ -37,6 +39,7 @@ class Merge:
     notes: tuple[str, ...]
     parts: tuple[Part, ...] = ()
     mover: RowMover | None = None
+    routers: tuple[Router, ...] = ()
 
 
 def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:

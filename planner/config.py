@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
+from pydantic import BaseModel, Field, PlainValidator, TypeAdapter, ValidationError, WithJsonSchema, model_validator
 
 from ..errors import ConfigError, nearest
 from .chat_templates import ChatTemplate
 from .config_types import FloatType, Reference, Strict
 from .document import MAX_BYTES, Document, Path, parse, short
+from .mixture_config import Expert, MixtureConfig
 from .setting import Setting, parse_setting
 from .tokenizer_config import TokenConfig, TokenizerConfig, TokenizerSource
 
@@ -100,20 +101,18 @@ class MergeConfig(_Body):
 
 
 class LoadedConfig:
-    """A config with its text and line numbers; `error` points into the text. `stages` are the other documents, by name."""
+    """A config with its text and line numbers; `error` points into the text. `stages` are the other documents, by name.
 
-    def __init__(self, merge: MergeConfig, document: Document, text: str) -> None:
-        self.merge, self.document, self.text = merge, document, text
+    A `mixture` of experts is a config of its own; then `merge` says what it has in common with a merge: models, tokenizer, dtype.
+    """
+
+    def __init__(self, merge: MergeConfig, document: Document, text: str, mixture: MixtureConfig | None = None) -> None:
+        self.merge, self.document, self.text, self.mixture = merge, document, text, mixture
         self.stages: Mapping[str, LoadedConfig] = {}
 
     def error(self, path: Path, message: str) -> ConfigError:
         """An error at key `path`."""
         return self.document.error(path, message)
-
-
-_LATER = {
-    "experts": "a mixture of experts",
-}
 
 
 def read_config(path: FilePath) -> LoadedConfig:
@@ -143,13 +142,29 @@ def load_config(text: str, source: str = "config") -> LoadedConfig:
 def _load(document: Document, text: str) -> LoadedConfig:
     if not isinstance(document.value, Mapping):
         raise document.error((), f"a config is a map with the key 'merge_method', not {type(document.value).__name__}")
-    for key, what in _LATER.items():
-        if key in document.value:
-            raise document.error((key,), f"'{key}': {what} is not supported by this version of weft")
+    kind = MixtureConfig if "experts" in document.value else MergeConfig
     try:
-        return LoadedConfig(MergeConfig.model_validate(document.value), document, text)
+        checked = kind.model_validate(document.value)
     except ValidationError as error:
-        raise _explain(error, document) from None
+        raise _explain(error, document, kind) from None
+    if isinstance(checked, MixtureConfig):
+        return LoadedConfig(_in_common(checked), document, text, checked)
+    assert isinstance(checked, MergeConfig)
+    return LoadedConfig(checked, document, text)
+
+
+def _in_common(mixture: MixtureConfig) -> MergeConfig:
+    """A mixture as the merge of its models that it is to everything but its recipes."""
+    return MergeConfig.model_construct(
+        merge_method="mixture",
+        models=[InputModel.model_construct(model=expert.source_model) for _, expert in mixture.all_experts()],
+        base_model=mixture.base_model,
+        dtype=mixture.dtype,
+        tokenizer_source=mixture.tokenizer_source,
+        tokenizer=mixture.tokenizer,
+        chat_template=mixture.chat_template,
+        name=mixture.name,
+    )
 
 
 def _with_stages(loaded: list[LoadedConfig]) -> LoadedConfig:
@@ -194,7 +209,7 @@ def _model_paths(value: Any) -> Iterator[str]:
     """Every model that a document names, without revision and adapter."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if key in ("model", "base_model", "path") and isinstance(item, str):
+            if key in ("model", "base_model", "source_model", "path") and isinstance(item, str):
                 yield item.split("+")[0].split("@")[0]
             else:
                 yield from _model_paths(item)
@@ -206,18 +221,19 @@ def _model_paths(value: Any) -> Iterator[str]:
 _EXPECTED = {
     "list_type": "a list", "dict_type": "a map", "model_type": "a map", "model_attributes_type": "a map",
     "string_type": "text", "int_type": "a whole number", "int_from_float": "a whole number",
+    "float_type": "a number", "finite_number": "a finite number",
 }  # fmt: skip
 """What pydantic's kinds of errors mean in a config."""
 
 
-def _explain(error: ValidationError, document: Document) -> ConfigError:
+def _explain(error: ValidationError, document: Document, kind: type[BaseModel]) -> ConfigError:
     """The first of pydantic's errors, unknown keys before what they leave missing."""
     errors = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
     first = errors[0]
     path: Path = tuple(step for step in first["loc"] if isinstance(step, int | str))
     message = str(first.get("ctx", {}).get("error") or first["msg"])
     if first["type"] == "extra_forbidden":
-        message = f"unknown key '{path[-1]}'{nearest(str(path[-1]), _keys_at(path[:-1]))}"
+        message = f"unknown key '{path[-1]}'{nearest(str(path[-1]), _keys_at(path[:-1], kind))}"
     elif first["type"] == "missing":
         message = f"the key '{path[-1]}' is missing"
         path = path[:-1]
@@ -227,13 +243,15 @@ def _explain(error: ValidationError, document: Document) -> ConfigError:
         message = f"expected {wanted} item{'' if wanted.endswith(' 1') else 's'}, not {short(first['input'])}"
     elif first["type"] in _EXPECTED:
         message = f"expected {_EXPECTED[first['type']]}, not {short(first['input'])}"
+    elif first["type"] == "greater_than_equal":
+        message = f"expected at least {first['ctx']['ge']}, not {short(first['input'])}"
     elif first["type"] == "literal_error":
         message = f"expected {first['ctx']['expected']}, not {short(first['input'])}"
     return document.error(path, message)
 
 
-def _keys_at(path: Path) -> list[str]:
-    """The valid keys of the map at `path`."""
+def _keys_at(path: Path, kind: type[BaseModel]) -> list[str]:
+    """The valid keys of the map at `path` of a config of this kind."""
     inside: dict[str, type[BaseModel]] = {
         "models": InputModel,
         "slices": Slice,
@@ -241,16 +259,18 @@ def _keys_at(path: Path) -> list[str]:
         "modules": Module,
         "tokenizer": TokenizerConfig,
         "tokens": TokenConfig,
+        "experts": Expert,
+        "shared_experts": Expert,
     }
-    kind: type[BaseModel] = MergeConfig
     for step in path:
         kind = inside.get(str(step), kind)
     return list(kind.model_fields)
 
 
 def json_schema(method_names: list[str]) -> dict[str, Any]:
-    """The JSON Schema of a config, for editors."""
-    schema = MergeConfig.model_json_schema()
+    """The JSON Schema of a config, a merge or a mixture of experts, for editors."""
+    schema = TypeAdapter(MergeConfig | MixtureConfig).json_schema()
     schema["title"] = "weft merge config"
-    schema["properties"]["merge_method"] = {"enum": method_names, "description": "how tensors are merged: see `weft methods`"}
+    method = {"enum": method_names, "description": "how tensors are merged: see `weft methods`"}
+    schema["$defs"]["MergeConfig"]["properties"]["merge_method"] = method
     return schema

@@ -77,7 +77,9 @@ def downloads(plan: Plan) -> dict[str, int]:
 
 
 def peak_tensor(plan: Plan) -> str | None:
-    """The tensor that needs the most memory at once."""
+    """The tensor that needs the most memory at once, or "the router" of a mixture."""
+    if plan.predicted_ram > plan.division.fixed + plan.schedule.arena:
+        return "the router"
     if plan.schedule.peak is None:
         return None
     task: Compute = plan.graph.nodes[plan.schedule.peak]["task"]

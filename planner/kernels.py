@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..ops.declare import Arguments, Kernel
 from ..ops.lora import lora_kernel
+from ..ops.noise import Noise, noise_kernel
 from ..ops.registry import methods
 from ..ops.rows import RowLayout, rows_kernel
 from .recipe import LowRankUpdate, Recipe
@@ -17,6 +18,8 @@ def kernel_of(recipe: Recipe) -> Kernel:
         case LowRankUpdate(scale, transposed):
             _, a, b = recipe.inputs
             return lora_kernel(recipe.shape, a.shape, b.shape, scale, transposed)
+        case Noise():
+            return noise_kernel(recipe.special, recipe.arguments.stream)
     if recipe.method is None:
         return methods()["passthrough"].kernel(Arguments(recipe.shape, ({},)))
     return methods()[recipe.method].kernel(recipe.arguments)

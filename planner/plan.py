@@ -22,8 +22,10 @@ from .dtypes import ITEM_SIZES
 from .graph import Load, build_graph, copies_bytes
 from .kernels import kernel_of
 from .memory import PIPELINE, Budget, Division, divide
+from .mixture import compile_mixture
 from .models import Models
 from .recipe import Recipe
+from .router import ROUTER, Router, check_routers
 from .schedule import Schedule, schedule
 from .shards import OutputPlace, Shard, lay_out
 from .sizes import format_size
@@ -79,6 +81,7 @@ class Plan:
     notes: tuple[str, ...]
     digest: str
     merges: Mapping[str, Merge] = field(default_factory=dict)
+    routers: tuple[Router, ...] = ()
 
     @cached_property
     def all_recipes(self) -> tuple[Recipe, ...]:
@@ -98,12 +101,13 @@ class Plan:
     @property
     def predicted_ram(self) -> int:
         """Peak resident bytes beyond what the process takes before its first task."""
-        return self.division.fixed + self.schedule.arena
+        routers = (router.memory(self.options.budget).ram for router in self.routers)
+        return max(self.division.fixed + self.schedule.arena, *routers, 0)
 
     @property
     def predicted_vram(self) -> int:
         """Peak bytes on the device."""
-        return self.division.vram
+        return max(self.division.vram, *(router.memory(self.options.budget).vram for router in self.routers), 0)
 
     @property
     def bytes_written(self) -> int:
@@ -122,12 +126,20 @@ class Plan:
         for step in self.schedule.steps:
             for buffer in step.loads:
                 task: Load = graph.nodes[buffer.task]["task"]
-                read[task.tensor.file.model] += task.nbytes
+                if task.tensor.file.model != ROUTER:
+                    read[task.tensor.file.model] += task.nbytes
+        for tensor in (tensor for router in self.routers for tensor in router.reads()):
+            read[tensor.file.model] += tensor.nbytes
         return read
 
     def files(self) -> tuple[WeightFile, ...]:
-        """The weight files that are read, each once."""
+        """The weight files that tasks read, each once."""
         return tuple(dict.fromkeys(tensor.file for recipe in self.recipes for tensor in recipe.leaves()))
+
+    def input_files(self, *, everything: bool = False) -> tuple[WeightFile, ...]:
+        """The models' files that are read for tasks and routers, each once; `everything` as for `Router.reads`."""
+        routers = (tensor.file for router in self.routers for tensor in router.reads(everything=everything))
+        return tuple(dict.fromkeys(file for file in (*self.files(), *routers) if file.model != ROUTER))
 
     def downloaded_files(self) -> tuple[WeightFile, ...]:
         """All weight files of all models: a model that is half here could not be planned with when the Hub is away."""
@@ -141,15 +153,19 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
     """
     stages: list[tuple[Recipe, ...]] = []
     merges: dict[str, Merge] = {}
+    routers_of_stages: list[Router] = []
 
     def compile_stage(stage: LoadedConfig) -> Any:
-        compiled = compile_merge(stage, models, options.seed)
+        compiled = _compile(stage, models, options.seed)
         stages.append(compiled.recipes)
         merges[stage.merge.name or ""] = compiled
+        routers_of_stages.extend(compiled.routers)
         return as_checkpoint(stage.merge.name or "", compiled)
 
     models = Models(options.commits, config.stages, compile_stage)
-    merge: Merge = compile_merge(config, models, options.seed)
+    merge = _compile(config, models, options.seed)
+    routers = tuple({router.digest: router for router in (*routers_of_stages, *merge.routers)}.values())
+    check_routers(routers, options.budget)
     recipes = merge.recipes
     inner = _inner(recipes)
     kernels = tuple(kernel_of(recipe) for recipe in (*recipes, *inner))
@@ -160,7 +176,7 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
             limit = _largest_alone([*stages, recipes], options.budget)
     graph, order = _schedule(recipes, inner, kernels, range(len(recipes)), options.budget, division, limit)
     shards, places = lay_out(recipes, options.shard_size)
-    notes = [*models.notes, *merge.notes]
+    notes = [*models.notes, *merge.notes, *(router.said() for router in routers)]
     custom = sorted(name for name in merge.base.checkpoint.store.sizes() if name.endswith(".py"))
     if custom:
         notes.append(f"{merge.base.reference} brings code of its own ({', '.join(custom)}), which is neither run nor copied")
@@ -186,9 +202,22 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
         written_files=merge.written_files,
         layers=merge.layers,
         notes=tuple(notes),
-        digest=_digest(recipes, shards, merge.written_files),
+        digest=_digest(recipes, shards, _files_made(merge)),
         merges={**merges, "": merge},
+        routers=routers,
     )
+
+
+def _files_made(merge: Merge) -> Mapping[str, bytes]:
+    """The files beside the weights that are not the base model's; a mixture's config.json says things that its tensors do not."""
+    settings = {"config.json": json.dumps(merge.model_config, sort_keys=True).encode()} if merge.routers else {}
+    return {**merge.written_files, **settings}
+
+
+def _compile(config: LoadedConfig, models: Models, seed: int) -> Merge:
+    if config.mixture is not None:
+        return compile_mixture(config, config.mixture, models, seed)
+    return compile_merge(config, models, seed)
 
 
 def remaining(plan: Plan, numbers: Sequence[int]) -> tuple[nx.DiGraph[int], Schedule]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, ConfigError
 from ..ops.declare import Arguments, BaseRole, Method, MethodError, Parameter
+from ..ops.noise import Noise
+from ..ops.registry import methods
 from ..ops.rows import RowLayout
 from .catalog import InputTensor
 from .config import LoadedConfig
@@ -85,7 +87,7 @@ class Recipe:
     cast: str | None
     base_input: int | None
     digest: str
-    special: RowLayout | LowRankUpdate | None = None
+    special: RowLayout | LowRankUpdate | Noise | None = None
     sources: tuple[str, ...] = ()
 
     def leaves(self) -> Iterator[InputTensor]:
@@ -418,7 +420,7 @@ def _digest(
         "dtype": dtype,
         "cast": cast,
         "shape": arguments.shape,
-        "inputs": [_identity(source) for source in inputs],
+        "inputs": [identity(source) for source in inputs],
         "models": [sorted(m.items()) for m in arguments.models],
         "shared": sorted(arguments.shared.items()),
         "base": arguments.base,
@@ -428,12 +430,12 @@ def _digest(
     return hashlib.sha256(json.dumps(made_of, separators=(",", ":")).encode()).hexdigest()[:32]
 
 
-def _identity(source: Source) -> object:
+def identity(source: Source) -> object:
     """What makes an input: its own digest, or the bytes of a file."""
     if isinstance(source, Recipe):
         return source.digest
     if isinstance(source, MappedRows):
-        return [_identity(source.tensor), [(run.first_new, run.first_old, run.count) for run in source.runs]]
+        return [identity(source.tensor), [(run.first_new, run.first_old, run.count) for run in source.runs]]
     return source.file.identity, source.name, source.dtype, source.offset
 
 
@@ -451,3 +453,24 @@ def low_rank_recipe(weight: InputTensor | Recipe, a: InputTensor, b: InputTensor
     inputs = (weight, a, b)
     digest = _digest("lora", 1, weight.dtype, None, inputs, arguments, update)
     return Recipe(weight.name, weight.dtype, weight.shape, None, inputs, arguments, None, 0, digest, update)
+
+
+def expert_recipe(name: str, dtype: str, source: Source, noise: Noise, stream: str, base_input: int | None) -> Recipe:
+    """A tensor of its own as part of a mixture: copied, scaled, or with noise. `stream` names its random bits.
+
+    What changes is rounded to the tensor's own type, and then, if that is not it, to `dtype`: an expert is a model of its type.
+    """
+    if noise.scale:
+        arguments = Arguments(source.shape, ({},), stream=stream)
+        digest = _digest("noise", 1, source.dtype, None, (source,), arguments, noise)
+        source = Recipe(name, source.dtype, source.shape, None, (source,), arguments, None, base_input, digest, noise)
+    elif noise.factor != 1.0:
+        arguments = Arguments(source.shape, ({"scale": noise.factor},))
+        scaling = methods()["passthrough"]
+        digest = _digest(scaling.name, scaling.version, source.dtype, None, (source,), arguments)
+        source = Recipe(name, source.dtype, source.shape, scaling.name, (source,), arguments, None, base_input, digest)
+    if isinstance(source, Recipe) and source.dtype == dtype:
+        return replace(source, name=name)  # what is computed is the result: nothing is left to do to it
+    arguments = Arguments(source.shape, ({},))
+    digest = _digest("copy", 1, dtype, None, (source,), arguments)
+    return Recipe(name, dtype, source.shape, None, (source,), arguments, None, base_input, digest)

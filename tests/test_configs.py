@@ -17,12 +17,16 @@ from safetensors.torch import load_file, save_file
 from cli.command import weft_process
 from cli.models import tensors, write_model
 from hub_server import HubServer
+from mixtures import SLIDING, make_model
 from vocabularies import word_tokenizer
 from weft.ops.registry import methods
 from weft.planner.config import read_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SEEDS = ("dare-ties-mistral", "passthrough-mistral", "slerp-llama3-chinese", "slerp-mistral", "ties-mistral")
+MIXTURES = {"moe": "mixtral", "moe-qwen2": "qwen2_moe"}
+"""The mixtures of experts, and the model type of their results."""
+
 FLAGS = ("--copy-tokenizer", "--allow-crimes", "--out-shard-size", "1B", "--lazy-unpickle", "--trust-remote-code")
 NAMES = (
     "mistralai/Mistral-7B-v0.1",
@@ -71,7 +75,7 @@ def write_adapter(folder: Path) -> None:
 
 
 def test_every_method_has_a_config() -> None:
-    used = {read_config(path).merge.merge_method for path in CONFIGS.glob("*.yaml")}
+    used = {read_config(path).merge.merge_method for path in CONFIGS.glob("*.yaml") if path.stem not in MIXTURES}
     assert used == set(methods())
 
 
@@ -97,7 +101,7 @@ def test_every_methods_config_runs(hub: HubServer, tmp_path: Path) -> None:
     assert all(int(line[1]) > 32 and line[2:] == ["0", "True"] for line in lines), outcome.stdout
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "demo"))
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in ("demo", *MIXTURES)))
 def test_a_plan_fetches_kilobytes(name: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = len(hub.requests)
@@ -149,6 +153,33 @@ def test_people_run_it_as_it_is(name: str, hub: HubServer, tmp_path: Path, monke
         assert (again.code, again.err) == (0, "")
         assert Path("again/model.safetensors").read_bytes() == Path("out/model.safetensors").read_bytes()
     assert len(hub.requests) == requests
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixture_is_planned(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = read_config(CONFIGS / f"{name}.yaml")
+    assert config.mixture is not None
+    kind, windowed = ("Qwen2", {}) if name == "moe-qwen2" else ("Mistral", SLIDING)
+    model = make_model(tmp_path / "model", kind, **windowed)
+    models = {str(expert.source_model): model for _, expert in config.mixture.all_experts()} | {
+        str(config.mixture.base_model): model
+    }
+    with HubServer(models) as server:
+        settings = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
+        outcome = weft_process("plan", CONFIGS / f"{name}.yaml", "--json", **settings)
+        assert outcome.code == 0, outcome.err
+        about = json.loads(outcome.out)
+        assert {model["model"] for model in about["models"]} == set(models)
+        assert about["method"] == "mixture" and about["bytes_to_download"] > 0 and about["peak_tensor"] == "the router"
+        if name == "moe-qwen2":
+            return
+        outcome = weft_process("run", CONFIGS / f"{name}.yaml", "out", "--show-routing", **settings)
+    assert outcome.code == 0, outcome.err
+    assert "solve the equation for x" in outcome.out
+    result = json.loads(Path("out/config.json").read_text())
+    assert (result["model_type"], result["num_local_experts"], result["num_experts_per_tok"]) == (MIXTURES[name], 4, 2)
+    assert result["sliding_window"] == SLIDING["sliding_window"]
 
 
 def test_an_adapter_is_applied(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from cli.command import weft
-from weft.errors import ConfigError
 from weft.ops.registry import methods
 from weft.planner.config import MergeConfig, load_config
+from weft.planner.mixture_config import Expert, MixtureConfig
 from weft.planner.parameters import check_parameters
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,9 @@ YAML = [(page, text) for page in PAGES for text in blocks(page, "yaml")]
 def test_configs_load(page: Path, text: str) -> None:
     value = yaml.safe_load(text)
     assert isinstance(value, dict)
-    if set(value) <= set(MergeConfig.model_fields):
+    if "experts" in value:
+        assert load_config(text).mixture is not None
+    elif set(value) <= set(MergeConfig.model_fields):
         if "merge_method" not in value:
             text += "merge_method: ties\nbase_model: org/base\n"
         config = load_config(text)
@@ -128,9 +130,11 @@ def test_keys_are_documented_as_they_are() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(MergeConfig.model_fields)
 
 
-def test_what_is_refused_is_documented() -> None:
-    refused = (ROOT / "docs" / "config.md").read_text().split("## What this version refuses")[1]
-    for key in ("experts",):
-        assert f"`{key}`" in refused
-        with pytest.raises(ConfigError, match="not supported by this version"):
-            load_config(f"{key}: x\n")
+def test_keys_of_mixtures_are_documented_as_they_are() -> None:
+    text = (ROOT / "docs" / "moe.md").read_text()
+    mixture, expert = (part.split("\n\n|")[1] for part in text.split("## Keys")[1].split("\nAn expert has these:"))
+    for table, kind in ((mixture, MixtureConfig), (expert, Expert)):
+        keys = [
+            re.findall(r"`(\w+)`", row.split("|")[1 if row.startswith("|") else 0]) for row in table.split("\n\n")[0].splitlines()
+        ]
+        assert {key for row in keys for key in row} == set(kind.model_fields)

@@ -117,7 +117,7 @@ def test_the_package_brings_its_method(site: Path) -> None:
     assert listed.code == 0, listed.err
     assert re.search(r"^clipped_mean +Mean of the models without its outliers\. +1 or more models", listed.out, re.MULTILINE)
     assert "largest element, in root mean squares (global; 3)" in listed.out
-    assert "clipped_mean" in json.loads(weft(site, "schema").out)["properties"]["merge_method"]["enum"]
+    assert "clipped_mean" in json.loads(weft(site, "schema").out)["$defs"]["MergeConfig"]["properties"]["merge_method"]["enum"]
     assert "clipped_mean" not in weft(ROOT / "docs", "methods").out
 
 

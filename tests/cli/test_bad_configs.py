@@ -197,10 +197,30 @@ CASES = {
     "two documents": Bad(f"{LINEAR}---\n{LINEAR}", "line 1", ("2 documents are used by no other",)),
     "a list": Bad("- model: a\n", "line 1", ("a config is a map", "not list")),
     "a text": Bad("hello\n", "line 1", ("a config is a map", "not str")),
-    # what later versions will do
+    # tokenizers
     "no such chat template": Bad(LINEAR + "chat_template: chatlm\n", "line 7, chat_template", ("did you mean 'chatml'?",)),
     "two ways to say whose tokens": Bad(LINEAR + "tokenizer_source: union\ntokenizer: {}\n", "line 1", ("not both",)),
-    "experts": Bad("base_model: a\nexperts: []\n", "line 2, experts", ("not supported by this version",)),
+    # mixtures of experts
+    "no experts": Bad("base_model: a\nexperts: []\n", "line 2, experts", ("expected at least 1 item",)),
+    "a mixture without a base": Bad("experts: [{source_model: b}]\n", "line 1", ("the key 'base_model' is missing",)),
+    "misspelt prompts": Bad(
+        "base_model: a\nexperts:\n- source_model: b\n  positive_promts: [x]\n", "line 4, experts[0].positive_promts",
+        ("did you mean 'positive_prompts'?",),
+    ),
+    "prompts that are no text": Bad(
+        "base_model: a\nexperts: [{source_model: b, positive_prompts: [1]}]\n", "line 2, experts[0].positive_prompts[0]",
+        ("expected text, not 1",),
+    ),
+    "no such gate": Bad(
+        "base_model: a\ngate_mode: hiden\nexperts: [{source_model: b}]\n", "line 2, gate_mode", ("'hidden'", "not 'hiden'")
+    ),
+    "negative noise": Bad(
+        "base_model: a\nexperts: [{source_model: b, noise_scale: -1}]\n", "line 2, experts[0].noise_scale", ("at least 0",)
+    ),
+    "a mixture by a method": Bad(
+        "merge_method: linear\nbase_model: a\nexperts: [{source_model: b}]\n", "line 1, merge_method",
+        ("unknown key 'merge_method'",),
+    ),
 }  # fmt: skip
 
 

@@ -251,8 +251,11 @@ def test_schema_is_a_json_schema_of_the_config() -> None:
     outcome = weft("schema")
     assert outcome.code == 0
     schema = json.loads(outcome.out)
-    assert schema["type"] == "object" and schema["required"] == ["merge_method"] and schema["additionalProperties"] is False
-    assert set(schema["properties"]["merge_method"]["enum"]) == set(methods()) >= FIRST_METHODS
+    assert [kind["$ref"] for kind in schema["anyOf"]] == ["#/$defs/MergeConfig", "#/$defs/MixtureConfig"]
+    merge, mixture = schema["$defs"]["MergeConfig"], schema["$defs"]["MixtureConfig"]
+    assert merge["type"] == "object" and merge["required"] == ["merge_method"] and merge["additionalProperties"] is False
+    assert mixture["required"] == ["base_model", "experts"] and mixture["additionalProperties"] is False
+    assert set(merge["properties"]["merge_method"]["enum"]) == set(methods()) >= FIRST_METHODS
     for reference in references(schema):
         assert reference.startswith("#/$defs/") and reference.removeprefix("#/$defs/") in schema["$defs"]
 

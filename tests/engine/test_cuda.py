@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from merges import MIB, write_two
+from mixtures import make_model, mixture
 from weft.engine.run import run
 from weft.planner.config import load_config
 from weft.planner.memory import Budget
@@ -53,3 +55,16 @@ def test_as_on_the_cpu(tmp_path: Path, method: str) -> None:
         if method == "dare_ties":
             dropped = load_file(base / "model.safetensors")[name]
             assert torch.equal(on_gpu[name] == dropped, expected == dropped)
+
+
+def test_a_routers_vectors(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", "Mistral", sliding_window=5)
+    gates = []
+    for device in ("cpu", "cuda:0"):
+        plan = make_plan(
+            load_config(yaml.safe_dump(mixture(base, [base, base]))), Options(Budget(256 * MIB, 512 * MIB, 2, device))
+        )
+        summary = run(plan, tmp_path / device)
+        assert summary is not None and summary.measured_vram <= plan.predicted_vram
+        gates.append(load_file(tmp_path / device / "model.safetensors")["model.layers.2.block_sparse_moe.gate.weight"])
+    torch.testing.assert_close(*gates, rtol=1e-4, atol=1e-5)

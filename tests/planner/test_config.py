@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from weft.errors import ConfigError
 from weft.ops.registry import methods
 from weft.planner.config import MergeConfig, json_schema, load_config
+from weft.planner.mixture_config import MixtureConfig
 from weft.planner.parameters import check_parameters
 
 KEYS = sorted(
@@ -124,7 +125,9 @@ def test_unknown_keys_come_before_what_they_leave_missing() -> None:
 
 def test_the_schema_knows_every_key() -> None:
     schema = json_schema(["linear", "ties"])
-    assert set(schema["properties"]) == set(MergeConfig.model_fields)
-    assert schema["properties"]["merge_method"]["enum"] == ["linear", "ties"]
-    for name in ("InputModel", "Source", "Slice", "Module"):
+    kinds = schema["$defs"]
+    assert set(kinds["MergeConfig"]["properties"]) == set(MergeConfig.model_fields)
+    assert set(kinds["MixtureConfig"]["properties"]) == set(MixtureConfig.model_fields)
+    assert kinds["MergeConfig"]["properties"]["merge_method"]["enum"] == ["linear", "ties"]
+    for name in ("InputModel", "Source", "Slice", "Module", "Expert", "MergeConfig", "MixtureConfig"):
         assert schema["$defs"][name]["additionalProperties"] is False
