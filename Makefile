@@ -5,18 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test bench fuzz torture format clean
+.PHONY: help setup demo test bench fuzz torture experts format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup    install weft and its tools into $(VENV)"
-	@echo "make demo     make two small models, merge them, generate a few tokens"
+	@echo "make demo     merge three small experts, and ask the result what each of them could do"
+	@echo "make experts  merge them with every method, and put the scores into README.md and docs/merging-works.md"
 	@echo "make test     lint, check types and imports, run the tests"
 	@echo "make torture  interrupt merges at every call, cut the power, fill the disk: some ten minutes"
 	@echo "make bench    measure merges and plans, and put the tables into docs/benchmarks.md"
 	@echo "make fuzz     look for inputs that break the parsers (Linux; SECONDS=60 a parser)"
 	@echo "make format   put the sources into the project's format"
-	@echo "make clean    remove the demo's models, caches and builds ($(VENV) stays)"
+	@echo "make clean    remove the demo's merges, caches and builds ($(VENV) stays)"
 
 setup: $(STAMP)
 
@@ -31,10 +32,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/python examples/demo/make_models.py .demo
-	$(BIN)/weft plan configs/demo.yaml .demo/merged
-	$(BIN)/weft run configs/demo.yaml .demo/merged
-	$(BIN)/python examples/demo/show.py .demo/merged
+	@rm -rf .demo
+	$(BIN)/weft plan examples/experts/configs/ties.yaml .demo/ties
+	$(BIN)/weft run examples/experts/configs/ties.yaml .demo/ties
+	$(BIN)/python examples/experts/table.py ties moe_hidden --out .demo
+
+experts: $(STAMP)
+	$(BIN)/python examples/experts/table.py --write
 
 test: $(STAMP)
 	$(BIN)/ruff check .
