@@ -168,6 +168,11 @@ class Kernel:
     whole: tuple[int, ...] = ()
 
     @property
+    def passes(self) -> int:
+        """Statistics that are always made."""
+        return sum(not isinstance(statistic, Fallback) for statistic in self.statistics)
+
+    @property
     def part(self) -> int:
         """Elements that one worker takes at a time: whole blocks."""
         return self.block * _power_of_two(PART // self.block)

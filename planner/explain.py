@@ -114,7 +114,7 @@ def explain(plan: Plan, number: int) -> Explanation:
         made=_made(plan, recipe, ()),
         elements=recipe.arguments.size,
         tiles=max((task.tiles for task in computes if task.recipe == number), default=1),
-        passes=sum(len(kernel.statistics) for kernel in tree.kernels),
+        passes=sum(kernel.passes for kernel in tree.kernels),
         bytes_read=read,
         bytes_written=place.nbytes,
         memory=memory,

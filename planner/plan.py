@@ -14,19 +14,19 @@ from typing import Any
 import networkx as nx
 
 from ..errors import BudgetError
-from ..ops.declare import Kernel, Method
+from ..ops.declare import Fallback, Kernel, Method
 from .catalog import WeightFile
 from .compile import Merge, compile_merge
 from .config import LoadedConfig
 from .dtypes import ITEM_SIZES
-from .graph import Load, build_graph, copies_bytes
+from .graph import Compute, Load, build_graph, copies_bytes
 from .kernels import kernel_of
 from .memory import PIPELINE, Budget, Division, divide
 from .mixture import compile_mixture
 from .models import Models
 from .recipe import Recipe
 from .router import ROUTER, Router, check_routers
-from .schedule import Schedule, schedule
+from .schedule import Schedule, Step, schedule
 from .shards import OutputPlace, Shard, lay_out
 from .sizes import format_size
 from .sources import Model
@@ -119,11 +119,16 @@ class Plan:
         """Elements of all output tensors."""
         return sum(recipe.arguments.size for recipe in self.recipes)
 
+    def spare(self, step: Step) -> bool:
+        """Whether a step is a pass over a tile that is only made where earlier passes did not find what they looked for."""
+        task: Compute = self.graph.nodes[step.compute]["task"]
+        return not task.maps and isinstance(self.kernels[task.recipe].statistics[task.passes[0]], Fallback)
+
     def bytes_read(self) -> dict[str, int]:
-        """Bytes read from each model and adapter, by its name."""
+        """Bytes read from each model and adapter, by its name, if no spare pass is needed."""
         read = dict.fromkeys(self.stores, 0)
         graph = self.graph
-        for step in self.schedule.steps:
+        for step in (step for step in self.schedule.steps if not self.spare(step)):
             for buffer in step.loads:
                 task: Load = graph.nodes[buffer.task]["task"]
                 if task.tensor.file.model != ROUTER:

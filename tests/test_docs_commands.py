@@ -154,7 +154,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[l
     for page in PAGES:
         folder = root / page.stem
         folder.mkdir()
-        (folder / "configs").symlink_to(ROOT / "configs")
+        for own in ("configs", "examples"):
+            (folder / own).symlink_to(ROOT / own)
         for block in blocks(page, "yaml", "yml"):
             if match := re.match(r"# (\S+\.ya?ml)\n", block):
                 (folder / match[1]).parent.mkdir(exist_ok=True)
