@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..ops.declare import Fallback
+from ..ops.noise import Noise
 from ..ops.rows import RowLayout
 from .catalog import InputTensor
 from .graph import Compute, Load, Save, Task
@@ -53,7 +55,7 @@ def tensor_tasks(plan: Plan) -> list[TensorTasks]:
             if graph.nodes[node]["kind"] == "load":
                 users.setdefault(node, []).append(number)
     times: dict[int, int] = {}
-    for step in plan.schedule.steps:
+    for step in (step for step in plan.schedule.steps if not plan.spare(step)):
         for buffer in step.loads:
             times[buffer.task] = times.get(buffer.task, 0) + 1
     return [_tensor(plan, number, parts[number], users, times, stages) for number in range(len(plan.recipes))]
@@ -114,6 +116,8 @@ def _work(plan: Plan, number: int, task: Compute, stages: Mapping[str, str]) -> 
         name = "apply adapter"
     elif isinstance(recipe.special, RowLayout):
         name = "lay out rows"
+    elif isinstance(recipe.special, Noise):
+        name = "add noise"
     else:
         name = recipe.method or "copy"
         if task.recipe != number and recipe.digest in stages:
@@ -122,7 +126,8 @@ def _work(plan: Plan, number: int, task: Compute, stages: Mapping[str, str]) -> 
         return name, "map"
     if task.maps:
         return name, "passes and map"
-    return name, f"pass {task.passes[0] + 1}"
+    spare = isinstance(plan.kernels[task.recipe].statistics[task.passes[0]], Fallback)
+    return name, f"pass {task.passes[0] + 1}" + (" if needed" if spare else "")
 
 
 def _stage_names(recipes: tuple[Recipe, ...]) -> dict[str, str]:
