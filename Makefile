@@ -45,7 +45,7 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -n auto
+	$(BIN)/pytest -q -n auto --dist worksteal
 
 # Every kill, power cut and failing call in turn, for some ten minutes; `make test` tries a few of each.
 torture: $(STAMP)

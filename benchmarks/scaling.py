@@ -106,7 +106,7 @@ def plans(folder: Path) -> str:
             subprocess.run(command, check=True, stdout=file)
         seconds = time.monotonic() - begin
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        tensors = json.loads((place / "plan.json").read_text())["totals"]["tensors"]
+        tensors = json.loads((place / "plan.json").read_text())["tensors"]
         lines.append(f"| {name} | {tensors:,} | {seconds:.1f} s | {peak:.0f} MiB |")
         print(lines[-1], flush=True)
         shutil.rmtree(place)
