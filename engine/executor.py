@@ -229,7 +229,7 @@ class Executor:
     def _skipped(self, number: int) -> bool | None:
         """Whether a step is a pass over a tile that proves needless, so that nothing is read; None: that is not known yet."""
         compute = self._task(number)
-        if compute.maps or not self._optional(compute, compute.passes[0]):
+        if not self.plan.spare(compute):
             return False
         known = self.tensors.get(compute.recipe)
         if known is None or len(known.statistics) < compute.passes[0]:
@@ -239,9 +239,6 @@ class Executor:
     def _wanted(self, compute: Compute, index: int, tensor: _TensorState) -> bool:
         statistic = self.plan.kernels[compute.recipe].statistics[index]
         return not isinstance(statistic, Fallback) or statistic.needed(tensor.statistics)
-
-    def _optional(self, compute: Compute, index: int) -> bool:
-        return isinstance(self.plan.kernels[compute.recipe].statistics[index], Fallback)
 
     def _start_if_ready(self, number: int) -> None:
         state = self.states[number]

@@ -103,7 +103,7 @@ def explain(plan: Plan, number: int) -> Explanation:
     for step in plan.schedule.steps:
         task: Compute = plan.graph.nodes[step.compute]["task"]
         if task.recipe in tree.numbers:
-            loads: list[Load] = [] if plan.spare(step) else [plan.graph.nodes[buffer.task]["task"] for buffer in step.loads]
+            loads: list[Load] = [] if plan.spare(task) else [plan.graph.nodes[buffer.task]["task"] for buffer in step.loads]
             buffers = [*step.loads, *step.resident, *([step.output] if step.output else [])]
             read += sum(load.nbytes for load in loads)
             memory = max(memory, sum(buffer.nbytes for buffer in buffers))

@@ -26,7 +26,7 @@ from .mixture import compile_mixture
 from .models import Models
 from .recipe import Recipe
 from .router import ROUTER, Router, check_routers
-from .schedule import Schedule, Step, schedule
+from .schedule import Schedule, schedule
 from .shards import OutputPlace, Shard, lay_out
 from .sizes import format_size
 from .sources import Model
@@ -119,16 +119,15 @@ class Plan:
         """Elements of all output tensors."""
         return sum(recipe.arguments.size for recipe in self.recipes)
 
-    def spare(self, step: Step) -> bool:
-        """Whether a step is a pass over a tile that is only made where earlier passes did not find what they looked for."""
-        task: Compute = self.graph.nodes[step.compute]["task"]
+    def spare(self, task: Compute) -> bool:
+        """Whether a task is a pass over a tile that is only made where earlier passes did not find what they looked for."""
         return not task.maps and isinstance(self.kernels[task.recipe].statistics[task.passes[0]], Fallback)
 
     def bytes_read(self) -> dict[str, int]:
         """Bytes read from each model and adapter, by its name, if no spare pass is needed."""
         read = dict.fromkeys(self.stores, 0)
         graph = self.graph
-        for step in (step for step in self.schedule.steps if not self.spare(step)):
+        for step in (step for step in self.schedule.steps if not self.spare(graph.nodes[step.compute]["task"])):
             for buffer in step.loads:
                 task: Load = graph.nodes[buffer.task]["task"]
                 if task.tensor.file.model != ROUTER:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..ops.declare import Fallback
 from ..ops.noise import Noise
 from ..ops.rows import RowLayout
 from .catalog import InputTensor
@@ -55,7 +54,7 @@ def tensor_tasks(plan: Plan) -> list[TensorTasks]:
             if graph.nodes[node]["kind"] == "load":
                 users.setdefault(node, []).append(number)
     times: dict[int, int] = {}
-    for step in (step for step in plan.schedule.steps if not plan.spare(step)):
+    for step in (step for step in plan.schedule.steps if not plan.spare(graph.nodes[step.compute]["task"])):
         for buffer in step.loads:
             times[buffer.task] = times.get(buffer.task, 0) + 1
     return [_tensor(plan, number, parts[number], users, times, stages) for number in range(len(plan.recipes))]
@@ -126,8 +125,7 @@ def _work(plan: Plan, number: int, task: Compute, stages: Mapping[str, str]) -> 
         return name, "map"
     if task.maps:
         return name, "passes and map"
-    spare = isinstance(plan.kernels[task.recipe].statistics[task.passes[0]], Fallback)
-    return name, f"pass {task.passes[0] + 1}" + (" if needed" if spare else "")
+    return name, f"pass {task.passes[0] + 1}" + (" if needed" if plan.spare(task) else "")
 
 
 def _stage_names(recipes: tuple[Recipe, ...]) -> dict[str, str]:
