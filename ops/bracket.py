@@ -51,14 +51,15 @@ def sample_error(size: int, rank: int) -> float:
     return 0.0 if stride == 1 else ERRORS * math.sqrt(size / stride * share * (1.0 - share)) + 1.0
 
 
-def _bracket_bytes(size: int, rows: int, ranks: int) -> int:
-    """Most bytes of the sample of some rows, or of what lies in the brackets of some ranks."""
-    return max(4 * (size // sample_stride(size) + 1) * rows, 4 * _gathered_at_most(size) * ranks) + 4096
+def _bracket_bytes(size: int, ranks: Ranks) -> int:
+    """Most bytes of the sample of each row that has ranks, or of what lies in the brackets."""
+    sample = 4 * (size // sample_stride(size) + 1) * sum(map(bool, ranks))
+    return max(sample, 4 * sum(_gathered_at_most(size, rank) for row in ranks for rank in row)) + 4096
 
 
-def _gathered_at_most(size: int) -> int:
-    """Half as much again as is expected in the widest bracket; more would mean that the sample misled."""
-    return math.ceil(3 * sample_error(size, size // 2) * sample_stride(size)) + 1
+def _gathered_at_most(size: int, rank: int) -> int:
+    """Half as much again as is expected in a bracket, and what chance adds to few; more would mean that the sample misled."""
+    return math.ceil(3 * (sample_error(size, rank) + ERRORS) * sample_stride(size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +162,10 @@ class LookWithin:
 
     def merge(self, left: list[list[_Found]], right: list[list[_Found]]) -> list[list[_Found]]:
         """Concatenation, in block order."""
-        limit = _gathered_at_most(self.size)
-        return [[_bounded(a + b, limit) for a, b in zip(p, q, strict=True)] for p, q in zip(left, right, strict=True)]
+        return [
+            [_bounded(a + b, _gathered_at_most(self.size, rank)) for a, b, rank in zip(p, q, ranks, strict=True)]
+            for p, q, ranks in zip(left, right, self.ranks, strict=True)
+        ]
 
     def finish(self, total: list[list[_Found]], earlier: Sequence[Any]) -> list[list[Cut | None]]:
         """The cut of each row and rank, None where the bracket did not hold it."""
@@ -219,7 +222,7 @@ def cuts(statistics: Sequence[Any]) -> list[list[Cut]]:
 def state_bytes(size: int, ranks: Ranks) -> int:
     """Most bytes of a statistic: the counters', should they be needed, or the sample's, or what lies in the brackets."""
     wanted = sum(map(len, ranks))
-    return max(COUNTER_BYTES * wanted, _bracket_bytes(size, sum(map(bool, ranks)), wanted))
+    return max(COUNTER_BYTES * wanted, _bracket_bytes(size, ranks))
 
 
 def partial_bytes(ranks: Ranks) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 
 from ..errors import BudgetError
 from ..ops.declare import Kernel
 from .sizes import format_size
 
-OVERHEAD = 16 << 20
+OVERHEAD = 12 << 20
 """Resident bytes beside the pool once tasks run: thread stacks, the allocator's and libraries' own buffers (measured)."""
 
 PIPELINE = 128 << 20
@@ -93,15 +94,15 @@ def workspace_bytes(kernel: Kernel, inputs: int) -> int:
 
 
 def divide(budget: Budget, kernels: Sequence[Kernel], sizes: Sequence[Sequence[int]]) -> Division:
-    """Split a budget for these kernels; the pool gets what is left. `sizes`: bytes of an element of each input and of the output.
+    """Split a budget for these kernels, one a tensor that is computed; the pool gets what is left.
 
-    Raises BudgetError where the device's memory is too small.
+    `sizes`: bytes of an element of each input and of the output. Raises BudgetError where the device's memory is too small.
     """
-    state = max((kernel.state_bytes for kernel in kernels), default=0)
+    totals = nlargest(active_steps(budget.workers), (kernel.state_bytes for kernel in kernels))
     partial = max((kernel.partial_bytes or kernel.state_bytes for kernel in kernels), default=0)
-    # Partial statistics: a total for each active step and one that is joined into a whole, and one being filled and one that
-    # waits its turn for each worker.
-    states = (active_steps(budget.workers) + 1) * state + 2 * budget.workers * partial
+    # Partial statistics: a total for each tensor that is being computed and one that is joined into a whole, and one being filled
+    # and one that waits its turn for each worker.
+    states = sum(totals) + max(totals, default=0) + 2 * budget.workers * partial
     if budget.on_host:
         workspace = max((workspace_bytes(k, len(s) - 1) for k, s in zip(kernels, sizes, strict=True)), default=0)
         scratch = budget.workers * workspace

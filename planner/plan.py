@@ -96,7 +96,7 @@ class Plan:
     @property
     def computes(self) -> bool:
         """Whether anything is computed; else bytes are only moved."""
-        return bool(self.inner) or not all(map(copies_bytes, self.recipes, self.kernels))
+        return bool(self.inner or self.routers) or not all(map(copies_bytes, self.recipes, self.kernels))
 
     @property
     def predicted_ram(self) -> int:
@@ -173,7 +173,7 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
     recipes = merge.recipes
     inner = _inner(recipes)
     kernels = tuple(kernel_of(recipe) for recipe in (*recipes, *inner))
-    division = divide(options.budget, kernels, [_sizes(recipe) for recipe in (*recipes, *inner)])
+    division = _divide((*recipes, *inner), kernels, options.budget)
     limit = options.budget.ram
     if stages:
         with suppress(BudgetError):  # what is too little for a stage is too little for all: the whole says how much it needs
@@ -246,6 +246,13 @@ def _inner(recipes: Iterable[Recipe]) -> tuple[Recipe, ...]:
     return tuple(found.values())
 
 
+def _divide(recipes: Sequence[Recipe], kernels: Sequence[Kernel], budget: Budget) -> Division:
+    """The budget's parts; bytes that are only moved need neither scratch nor statistics."""
+    pairs = zip(recipes, kernels, strict=True)
+    computed = [(recipe, kernel) for recipe, kernel in pairs if not copies_bytes(recipe, kernel)]
+    return divide(budget, [kernel for _, kernel in computed], [_sizes(recipe) for recipe, _ in computed])
+
+
 def _sizes(recipe: Recipe) -> list[int]:
     """Bytes of an element of each input, and of the output."""
     return [ITEM_SIZES[dtype] for dtype in (*(source.dtype for source in recipe.inputs), recipe.dtype)]
@@ -260,7 +267,7 @@ def _largest_alone(stages: Sequence[Sequence[Recipe]], budget: Budget) -> int:
         inner = _inner(recipes)
         every = (*recipes, *inner)
         kernels = tuple(kernel_of(recipe) for recipe in every)
-        division = divide(budget, kernels, [_sizes(recipe) for recipe in every])
+        division = _divide(every, kernels, budget)
         _, order = _schedule(recipes, inner, kernels, range(len(recipes)), budget, division, budget.ram)
         most = max(most, division.fixed + order.arena)
     return most

@@ -112,7 +112,7 @@ def test_a_sample_that_misleads_costs_passes_but_no_element(kind: str) -> None:
 
 
 def test_more_than_can_be_kept_is_counted_instead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bracket, "_gathered_at_most", lambda size: 10)
+    monkeypatch.setattr(bracket, "_gathered_at_most", lambda size, rank: 10)
     n = 2 * BLOCK
     vector = values("random", n)
     ((got,),), passes = find([vector], [[n // 2]])
