@@ -133,14 +133,15 @@ def tree_of(number: int, recipes: Sequence[Recipe], kernels: Sequence[Kernel], i
 def tile_elements(tree: Tree, capacity: int) -> int:
     """Elements of one tile so that two tiles' buffers fit `capacity` bytes: one is read while the other is computed.
 
-    Where only one of the smallest fits, tiles are read and computed in turn.
+    A tensor with statistics is one tile wherever it fits alone, because tiles are read again for each pass. Where only one of the
+    smallest tiles fits, tiles are read and computed in turn.
     Raises BudgetError, whose `needed` is the capacity that would do, where not even the smallest tile fits.
     """
     size = tree.output.arguments.size
     share = capacity // 2
     if tree.streams:
         share = min(share, STREAM_TILE)
-    if tree_bytes(tree, size) <= share:
+    if tree_bytes(tree, size) <= (share if tree.streams else capacity):
         return max(size, 1)
     fixed = tree_bytes(tree, 0)
     parts = (share - fixed) // max(tree_bytes(tree, tree.part) - fixed, 1)
