@@ -15,8 +15,10 @@ from .embedding import RowMover
 from .model_config import LayerSource, merged_config
 from .models import Models
 from .parameters import check_parameters
-from .recipe import Recipe, RecipeMaker
+from .recipe import Recipe
+from .recipe_maker import RecipeMaker
 from .router import Router
+from .sites import sites
 from .sources import Model, Part, parts
 from .tokenization import models_of_tokens, plan_tokenization
 
@@ -56,7 +58,7 @@ def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:
     used = [*(source.model for part in compiled for run in part.runs for source in run.sources), base]
     used += [models.get(config, reference, path) for reference, path in models_of_tokens(config)]
     tokens = plan_tokenization(config, list({model.reference: model for model in used}.values()), base)
-    made = RecipeMaker(config, method, base.checkpoint.label, seed, tokens.mover).make(compiled)
+    made = RecipeMaker(config, method, base.checkpoint.label, seed).make(sites(compiled, tokens.mover))
     layers = _layers(compiled)
     renumbered = merge.slices is not None
     model_config = merged_config(base.checkpoint.config, _dtype(made.recipes), layers if renumbered else None)

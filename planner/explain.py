@@ -14,7 +14,8 @@ from .catalog import InputTensor
 from .graph import Compute, Load, tree_of
 from .plan import Plan
 from .provenance import Origin, Origins, origins
-from .recipe import LowRankUpdate, MappedRows, Recipe, RecipeMaker
+from .recipe import LowRankUpdate, MappedRows, Recipe
+from .sites import sites
 
 EXPLANATION_VERSION = 1
 _LISTED = 8
@@ -139,9 +140,8 @@ def _origins(plan: Plan, stage: str, recipe: Recipe) -> Origins | None:
     if recipe.method != merge.method.name:
         return None
     config = plan.config.stages[stage] if stage else plan.config
-    maker = RecipeMaker(config, merge.method, merge.base.checkpoint.label, plan.options.seed, merge.mover)
-    site = next((site for site in maker.sites(merge.parts) if site.name == recipe.name), None)
-    return origins(config, merge.method, maker, site) if site else None
+    site = next((site for site in sites(merge.parts, merge.mover) if site.name == recipe.name), None)
+    return origins(config, merge.method, site) if site else None
 
 
 def _made(plan: Plan, recipe: Recipe, parameters: Sequence[Origin]) -> Made:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from ..ops.declare import Method, Parameter
+from .arguments import declared, taking_part
 from .config import LoadedConfig
 from .document import Path, dotted
-from .recipe import RecipeMaker, Site
+from .sites import Site
 from .sources import Level
 
 From = Literal["config", "default", "not set"]
@@ -40,16 +41,16 @@ class Origins:
     shared: tuple[Origin, ...]
 
 
-def origins(config: LoadedConfig, method: Method, maker: RecipeMaker, site: Site) -> Origins:
-    """What decided the parameters with which `maker` makes a site's recipe."""
+def origins(config: LoadedConfig, method: Method, site: Site) -> Origins:
+    """What decided the parameters of a site's recipe."""
     inputs = tuple(
         tuple(
             origin(config, parameter, (use.source.own, *site.run.levels), use.tensor.name, site.depth)
-            for parameter in _declared(method, "model")
+            for parameter in declared(method, "model")
         )
-        for use in maker.taking_part(site)
+        for use in taking_part(method, site)
     )
-    shared = tuple(origin(config, parameter, site.run.levels, site.name, site.depth) for parameter in _declared(method, "global"))
+    shared = tuple(origin(config, parameter, site.run.levels, site.name, site.depth) for parameter in declared(method, "global"))
     return Origins(site.depth, inputs, shared)
 
 
@@ -80,7 +81,3 @@ def _path(config: LoadedConfig, path: Path, position: int) -> Path:
     """Where the condition stands that decided; one that is not written as a condition stands at the parameter."""
     value = (*path, position, "value")
     return value if value in config.document.lines else path
-
-
-def _declared(method: Method, scope: str) -> Iterator[Parameter]:
-    return (parameter for parameter in method.parameters if parameter.scope == scope and not parameter.inert)
