@@ -7,57 +7,20 @@ or fewer prefixes. What is not W + scale·B·A (or a tensor taken over whole) is
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError
-from .catalog import Checkpoint, InputTensor, WeightFile, read_header
+from .adapter_config import Scale, read_config
+from .adapter_tensors import AdapterTensors, Pair, read_tensors, sort_tensors
+from .catalog import Checkpoint, InputTensor, WeightFile
 from .dtypes import MERGED
-from .json_text import loads
 from .layout import input_embedding, is_output_embedding
 from .store import Store
 
-CONFIG = "adapter_config.json"
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-
-_FACTOR = re.compile(r"(?P<module>.+?)\.lora_(?P<side>[AB])(\.[^.]+)?\.weight")
-_EMBEDDING_FACTOR = re.compile(r"(?P<module>.+?)\.lora_embedding_(?P<side>[AB])(\.[^.]+)?")
-_SAVED = re.compile(r"(?P<module>.+)\.modules_to_save(\.[^.]+)?\.(?P<rest>weight|bias)")
 _WRAPPERS = {"model", "language_model", "text_model", "transformer", "gpt_neox", "backbone", "bert", "roberta"}
 """Parts of a module's path that depend on the class the model was loaded with (AutoModel or AutoModelForCausalLM) or its age."""
-
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that take the adapter's start out of the base model's weights."""
-
-_PLAIN = re.compile(r"[\w.]+")
-"""A pattern without repetition, which is what adapters have nearly always: the name of a module, or its end."""
-
-_LONG_PATTERN = 500
-_MANY_PATTERNS = 10_000
-_LARGEST = 1e30
-"""Numbers beyond this are no alpha; NaN is not below it, either."""
-
-_PATTERN_SECONDS = 0.1
-"""Far more than a match takes, far less than one made to take for ever: an adapter is a download from a stranger."""
-
-_REFUSED = {
-    "use_dora": "DoRA, which also scales columns",
-    "lora_bias": "LoRA with biases of its own (lora_bias)",
-    "target_parameters": "LoRA on bare parameters (target_parameters), such as the experts of a mixture",
-    "megatron_config": "LoRA on Megatron's layers (megatron_config)",
-    "layer_replication": "LoRA on repeated layers (layer_replication)",
-    "trainable_token_indices": "an adapter with single tokens' embeddings (trainable_token_indices)",
-    "alora_invocation_tokens": "activated LoRA, which depends on the prompt (alora_invocation_tokens)",
-    "use_qalora": "QALoRA",
-    "use_bdlora": "block-diagonal LoRA",
-    "arrow_config": "Arrow, which routes between adapters",
-    "kasa_config": "KaSA",
-    "monteclora_config": "MonteCLoRA",
-}
-"""Settings that, if they are given, make an adapter more than W + scale·B·A."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,154 +50,10 @@ def open_adapter(store: Store, base: Checkpoint) -> Adapter:
 
     Raises CheckpointError for what is no LoRA adapter, for a kind of LoRA that weft cannot apply, and for one that does not fit.
     """
-    config = _config(store)
-    file, tensors = _tensors(store)
-    parts = _sort(store.label, tensors)
+    config = read_config(store)
+    file, tensors = read_tensors(store)
+    parts = sort_tensors(store.label, tensors)
     return _Match(store.label, config, base).adapter(store, file, parts)
-
-
-@dataclass(frozen=True, slots=True)
-class _Scale:
-    """The scale of each module, from its rank and alpha."""
-
-    label: str
-    settings: Mapping[str, Any]
-
-    def of(self, module: str, rank: int) -> float:
-        """Alpha over r, or over √r for rank-stabilised LoRA; `rank` is the factors' own."""
-        wanted = self._number("r", "rank_pattern", module)
-        if wanted != rank:
-            raise CheckpointError(f"{self.label}: '{module}' has rank {rank}, but {CONFIG} says {wanted:g}")
-        alpha = self._number("lora_alpha", "alpha_pattern", module)
-        return alpha / math.sqrt(rank) if self.settings.get("use_rslora") else alpha / rank
-
-    def _number(self, key: str, pattern_key: str, module: str) -> float:
-        patterns = self.settings.get(pattern_key) or {}
-        if not isinstance(patterns, dict):
-            raise CheckpointError(f"{self.label}/{CONFIG}: {pattern_key} is not a map")
-        if len(patterns) > _MANY_PATTERNS:
-            raise CheckpointError(f"{self.label}/{CONFIG}: {pattern_key} has {len(patterns)} patterns, more than any adapter")
-        pattern = next((pattern for pattern in patterns if self._matches(pattern, module)), None)
-        value = self.settings.get(key, 8) if pattern is None else patterns[pattern]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
-            where = key if pattern is None else f"{pattern_key} for '{pattern}'"
-            raise CheckpointError(f"{self.label}/{CONFIG}: {where} is {value!r}, not a number")
-        return value
-
-    def _matches(self, pattern: str, module: str) -> bool:
-        """A pattern is a regular expression for the whole path, or for its end from a dot on; the first that matches counts."""
-        if _PLAIN.fullmatch(pattern):
-            return _looks_like(pattern, module)
-        import regex
-
-        if len(pattern) > _LONG_PATTERN:
-            raise CheckpointError(f"{self.label}/{CONFIG}: '{pattern[:60]}…' is too long for a pattern")
-        try:
-            return regex.fullmatch(rf"(.*\.)?({pattern})", module, timeout=_PATTERN_SECONDS) is not None
-        except TimeoutError:
-            raise CheckpointError(
-                f"{self.label}/{CONFIG}: the pattern '{pattern}' takes too long to match: write it plainer"
-            ) from None
-        except (regex.error, RecursionError, OverflowError, MemoryError) as error:
-            raise CheckpointError(f"{self.label}/{CONFIG}: '{pattern}' is no regular expression: {error}") from None
-
-
-def _looks_like(pattern: str, module: str) -> bool:
-    """Whether a plain pattern, whose dots stand for any character, matches a module's whole path or its end from a dot on."""
-    start = len(module) - len(pattern)
-    at_border = start == 0 or (start > 0 and module[start - 1] == ".")
-    return at_border and all(a in (".", b) for a, b in zip(pattern, module[start:], strict=True))
-
-
-@dataclass(slots=True)
-class _Pair:
-    """The factors of one module, as far as they are found."""
-
-    embedding: bool
-    factors: dict[str, InputTensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """An adapter's tensors by what they are for; `copies` are of the base model's weights, as they were in training."""
-
-    pairs: dict[str, _Pair]
-    saved: dict[str, InputTensor]
-    copies: dict[str, InputTensor]
-
-
-def _config(store: Store) -> Mapping[str, Any]:
-    where = f"{store.label}/{CONFIG}"
-    if CONFIG not in store.sizes():
-        raise CheckpointError(f"{store.label}: not an adapter: it has no {CONFIG}")
-    try:
-        config = loads(store.read(CONFIG))
-    except ValueError as error:
-        raise CheckpointError(f"{where}: {error}; fetch it again") from None
-    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
-        raise CheckpointError(f"{where}: not the config of an adapter: it has no peft_type")
-    if config["peft_type"] != "LORA":
-        raise CheckpointError(f"{store.label}: an adapter of type {config['peft_type']}; weft applies LoRA adapters only")
-    for key, what in _REFUSED.items():
-        if config.get(key):
-            raise CheckpointError(f"{store.label}: {what}; weft applies plain LoRA only: merge it with peft first")
-    start = str(config.get("init_lora_weights")).lower()
-    if start.startswith(_CHANGES_BASE):
-        raise CheckpointError(
-            f"{store.label}: trained on a base model whose weights its initialisation changed (init_lora_weights: {start}); "
-            "save it with path_initial_model_for_weight_conversion, which makes plain LoRA of it"
-        )
-    return config
-
-
-def _tensors(store: Store) -> tuple[WeightFile, list[InputTensor]]:
-    sizes = store.sizes()
-    name = next((name for name in WEIGHTS if name in sizes), None)
-    if name is None:
-        raise CheckpointError(f"{store.label}: missing weights: there is no {WEIGHTS[0]} or {WEIGHTS[1]}")
-    header = read_header(store, name, sizes[name], f"{store.label}/{name}")
-    file = WeightFile(store.label, name, sizes[name], f"{store.identity(name)}:{header.digest}")
-    return file, [InputTensor(e.name, e.dtype, e.shape, file, e.offset, e.nbytes) for e in header.tensors]
-
-
-def _sort(label: str, tensors: Iterable[InputTensor]) -> _Parts:
-    parts = _Parts({}, {}, {})
-    for tensor in tensors:
-        name = tensor.name.removeprefix("base_model.model.")
-        if ".original_module." in name:
-            continue
-        if "lora_magnitude_vector" in name:
-            raise CheckpointError(f"{label}: '{tensor.name}': {_REFUSED['use_dora']}; weft applies plain LoRA only")
-        if embedding := _EMBEDDING_FACTOR.fullmatch(name):
-            _add_factor(label, parts, embedding, tensor, True)
-        elif match := _FACTOR.fullmatch(name):
-            _add_factor(label, parts, match, tensor, False)
-        elif "lora_" in name or "token_adapter" in name:
-            raise CheckpointError(f"{label}: '{tensor.name}' is no part of plain LoRA, which is all that weft applies")
-        elif name.endswith(".base_layer.weight"):
-            parts.copies[name.removesuffix(".base_layer.weight") + ".weight"] = tensor
-        else:
-            saved = _SAVED.fullmatch(name)
-            parts.saved[f"{saved['module']}.{saved['rest']}" if saved else name.replace(".base_layer.", ".")] = tensor
-    for module, pair in parts.pairs.items():
-        for side, other in (("A", "B"), ("B", "A")):
-            if side not in pair.factors:
-                raise CheckpointError(f"{label}: '{pair.factors[other].name}' has no lora_{side} beside it; fetch it again")
-        for tensor in pair.factors.values():
-            if tensor.dtype not in MERGED:
-                raise CheckpointError(f"{label}: '{tensor.name}' has dtype {tensor.dtype}, which is no floating-point type")
-        if module.endswith(".base_layer"):
-            raise CheckpointError(f"{label}: '{pair.factors['A'].name}': {_REFUSED['target_parameters']}; weft cannot apply it")
-    if not parts.pairs and not parts.saved:
-        raise CheckpointError(f"{label}: there are no tensors of an adapter in it")
-    return parts
-
-
-def _add_factor(label: str, parts: _Parts, match: re.Match[str], tensor: InputTensor, embedding: bool) -> None:
-    pair = parts.pairs.setdefault(match["module"], _Pair(embedding))
-    if match["side"] in pair.factors or pair.embedding is not embedding:
-        raise CheckpointError(f"{label}: '{tensor.name}' is one factor too many for '{match['module']}'")
-    pair.factors[match["side"]] = tensor
 
 
 class _Match:
@@ -242,7 +61,7 @@ class _Match:
 
     def __init__(self, label: str, config: Mapping[str, Any], base: Checkpoint) -> None:
         self.label, self.config, self.base = label, config, base
-        self.scale = _Scale(label, config)
+        self.scale = Scale(label, config)
         self.notes: list[str] = []
         self._unwrapped: dict[str, list[str]] = {}
         for name in base.tensors:
@@ -255,7 +74,7 @@ class _Match:
         }
         """Whether layers are stored [in, out], as their biases show: {True}, {False}, or not clear."""
 
-    def adapter(self, store: Store, file: WeightFile, parts: _Parts) -> Adapter:
+    def adapter(self, store: Store, file: WeightFile, parts: AdapterTensors) -> Adapter:
         """Raises CheckpointError where something does not fit, or nothing does."""
         self._check_known(parts)
         patches: dict[str, LowRank] = {}
@@ -277,7 +96,7 @@ class _Match:
             "weft applies one change to a tensor: merge the adapter with peft first"
         )
 
-    def _check_known(self, parts: _Parts) -> None:
+    def _check_known(self, parts: AdapterTensors) -> None:
         names = [(f"{module}.weight", pair.factors["A"]) for module, pair in parts.pairs.items()]
         names += list(parts.saved.items())
         unknown = [tensor.name for name, tensor in names if not self._find(name)]
@@ -325,7 +144,7 @@ class _Match:
         )
         return [self._embedding] if output is None else [self._embedding, output]
 
-    def _low_rank(self, module: str, pair: _Pair, name: str) -> LowRank:
+    def _low_rank(self, module: str, pair: Pair, name: str) -> LowRank:
         a, b = pair.factors["A"], pair.factors["B"]
         weight = self.base.tensors[name]
         if len(a.shape) != 2 or len(b.shape) != 2 or len(weight.shape) != 2:
@@ -359,7 +178,7 @@ class _Match:
         bias = self.base.tensors.get(name.removesuffix("weight") + "bias") if name.endswith(".weight") else None
         return bias.shape[0] if bias is not None and len(bias.shape) == 1 else None
 
-    def _replaced(self, parts: _Parts) -> dict[str, InputTensor]:
+    def _replaced(self, parts: AdapterTensors) -> dict[str, InputTensor]:
         replaced: dict[str, InputTensor] = {}
         for name, tensor in parts.saved.items():
             own = self._find(name)
@@ -390,7 +209,7 @@ class _Match:
         module = name.rpartition(".")[0]
         return isinstance(modules, list) and any(isinstance(end, str) and module.endswith(end) for end in modules)
 
-    def _check_copies(self, parts: _Parts) -> None:
+    def _check_copies(self, parts: AdapterTensors) -> None:
         """PEFT saves the base model's embedding along with factors for it; the base model has it already."""
         for name, tensor in parts.copies.items():
             own = self._find(name)
