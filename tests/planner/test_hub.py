@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 from hub_server import HubServer
 from weft.errors import CheckpointError, DiskError
 from weft.planner.catalog import InputTensor, open_checkpoint
-from weft.planner.hub import HubRepository, _RemoteFile
+from weft.planner.hub import HubRepository
 from weft.planner.locate import locate
 from weft.planner.reference import parse_reference
+from weft.planner.remote_file import remote_file
 
 NAME = "org/tiny"
 Use = Callable[..., None]
@@ -37,7 +38,7 @@ def use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Use:
     monkeypatch.setattr(hub_settings, "HF_STORED_TOKENS_PATH", str(tmp_path / "home" / "stored_tokens"))
     monkeypatch.setattr(hub_settings, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
     monkeypatch.setattr(hub_settings, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("weft.planner.hub.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("weft.planner.hub_range.time.sleep", lambda seconds: None)
 
     def configure(endpoint: str, offline: bool = False) -> None:
         monkeypatch.setattr(hub_settings, "ENDPOINT", endpoint)
@@ -335,7 +336,7 @@ def test_a_remote_file_reads_as_a_file_does() -> None:
         asked.append((start, end))
         return data[start:end]
 
-    file = _RemoteFile(len(data), fetch)
+    file = remote_file(len(data), fetch)
     for start, length in (
         (0, 8),
         (8, 100),
@@ -359,4 +360,4 @@ def test_a_remote_file_reads_as_a_file_does() -> None:
 
 
 def test_an_empty_remote_file() -> None:
-    assert _RemoteFile(0, lambda start, end: b"").read(8) == b""
+    assert remote_file(0, lambda start, end: b"").read(8) == b""
