@@ -153,13 +153,13 @@ def schedule(graph: nx.DiGraph[int], capacity: int, pipeline: int = 0) -> Schedu
     Nodes carry `kind` (load, compute, save), `bytes` and `position`; names never matter. An edge between two saves says that one
     is written after the other: their steps come in this order, or the later one could hold the place for which the earlier one
     waits. `pipeline` is how many bytes are useful where two of the largest steps need less. Raises BudgetError, whose `needed`
-    bytes would do.
+    bytes would do, as would any more.
     """
     problem = _problem(graph)
     orders = list(_candidates(problem))
     for walk in _walks(problem, orders, capacity):
         kept = _place_kept(problem, walk)
-        if _needed(walk, kept) <= capacity:
+        if _needed(walk, kept) <= capacity and not _by_luck(problem, walk, capacity):
             return _place(problem, walk, kept, capacity, pipeline)
     # Holes between kept loads may cost more than was thought: without them an order takes the least that it can.
     least = [(walk, _place_kept(problem, walk)) for walk in _walks(problem, orders, 0)]
@@ -403,6 +403,17 @@ def _shared_loads(problem: _Problem, order: Sequence[int], at: Mapping[int, int]
 def _needed(walk: _Walk, kept: _Lane) -> int:
     """The least capacity for a walk whose kept buffers have these places."""
     return kept.size + max(walk.private, default=0)
+
+
+def _by_luck(problem: _Problem, walk: _Walk, capacity: int) -> bool:
+    """Whether an order fits only because kept loads happen to lie where results leave holes.
+
+    In a larger budget other loads may be kept, and may not fit: luck must not decide what is too little.
+    """
+    if not any(item.again for item in walk.kept):
+        return False
+    plain = _walk(problem, walk.order, 0)
+    return _needed(plain, _place_kept(problem, plain)) > capacity
 
 
 def _place(problem: _Problem, walk: _Walk, kept: _Lane, capacity: int, pipeline: int) -> Schedule:
