@@ -2,9 +2,9 @@
 
 The calling thread owns all bookkeeping; the others only do jobs and report. A step passes through
 
-    admitted ── loads done ── [pass 0 ── pass 1 ── …] ── map done ── saved ── released
+    places taken ── loads done ── [pass 0 ── pass 1 ── …] ── map done ── saved
 
-and is admitted when the schedule says that its place in the pool is free. Bookkeeping is constant per task.
+and takes each of its places in the pool when the schedule says that it is free. Bookkeeping is constant per task.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..planner.dtypes import ITEM_SIZES
 from ..planner.graph import Compute, Load, Save, copies_bytes
 from ..planner.memory import active_steps, device_workers
 from ..planner.plan import Plan
-from ..planner.schedule import Buffer, Schedule, Step
+from ..planner.schedule import Buffer, Schedule
 from .compute import Fold, Tile, arithmetic, as_written, blocks, examine, gather, transform
 from .device import settle
 from .events import BytesRead, MemoryHeld, Observer, TaskEnded, TaskStarted, TensorDurable, TensorWritten
@@ -64,12 +64,29 @@ class _TensorState:
 
 @dataclass
 class _StepState:
-    """What a step in flight still waits for."""
+    """A step in flight: the places it has yet to take, how many things it waits for, and the bytes it holds."""
 
-    loads_left: int
-    needs_left: int
+    places: deque[Buffer]
+    waits: int
+    held: int = 0
     parts_left: int = 0
     passes_done: int = 0
+
+
+class _Prefix:
+    """Steps that are done, in whatever order; `through`: all up to this one are."""
+
+    def __init__(self, count: int) -> None:
+        self._done = [False] * count
+        self.through = -1
+
+    def add(self, number: int) -> None:
+        self._done[number] = True
+        while self.through + 1 < len(self._done) and self._done[self.through + 1]:
+            self.through += 1
+
+    def __contains__(self, number: int) -> bool:
+        return self._done[number]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +153,10 @@ class Executor:
             self.reader.open(file)
         self.tensors: dict[int, _TensorState] = {}
         self.states: dict[int, _StepState] = {}
-        self.computed = [False] * len(schedule.steps)
-        self.released = [False] * len(schedule.steps)
+        self.computed = _Prefix(len(schedule.steps))
+        self.saved = _Prefix(len(schedule.steps))
         self.waiting: dict[int, list[int]] = {}
-        self.watermark = -1
-        self.admitted = 0
+        self.placed = 0
         self.held = 0
         self.ready: deque[int] = deque()
         self.active = 0
@@ -162,8 +178,8 @@ class Executor:
 
     def run(self) -> None:
         """Execute all steps. Raises CheckpointError, DiskError or OutputError for what the machine refuses."""
-        self._admit()
-        while self.watermark + 1 < len(self.schedule.steps) or self.undurable:
+        self._take_places()
+        while self.saved.through + 1 < len(self.schedule.steps) or self.undurable:
             # With a time limit the wait can be interrupted on every platform.
             try:
                 outcome, error = self._done.get(timeout=1.0)
@@ -172,7 +188,7 @@ class Executor:
             if error is not None:
                 raise error
             self._handle(outcome)
-            self._admit()
+            self._take_places()
 
     def close(self, *, finish: bool) -> None:
         """End all threads. Tensors that are written completely become durable even if not `finish`."""
@@ -189,8 +205,7 @@ class Executor:
                 self.bytes_read += nbytes
                 self.observer(BytesRead(nbytes))
                 self.observer(TaskEnded(task, "load"))
-                self.states[step].loads_left -= 1
-                self._start_if_ready(step)
+                self._arrived(step)
             case ("part", int(step), Facts() | None as facts):
                 self._part_done(step, facts)
             case ("saved", int(step), _):
@@ -201,30 +216,42 @@ class Executor:
                 for record in records:
                     self.observer(TensorDurable(record.name))
 
-    def _admit(self) -> None:
-        steps = self.schedule.steps
-        while (
-            self.admitted < len(steps)
-            and steps[self.admitted].after <= self.watermark
-            and self.admitted - self.watermark <= LOOKAHEAD
-        ):
-            number, step = self.admitted, steps[self.admitted]
-            skipped = self._skipped(number)
-            if skipped is None:
+    def _take_places(self) -> None:
+        """Take the places that are free, in the order of the schedule, and begin to read what goes there."""
+        while self.placed < len(self.schedule.steps) and self.placed - self.saved.through <= LOOKAHEAD:
+            number = self.placed
+            state = self.states.get(number) or self._enter(number)
+            if state is None:
                 return
-            self.admitted += 1
-            self.held += _held(step)
-            self.observer(MemoryHeld(self.held))
-            pending = [need for need in step.needs if not self.computed[need]]
-            for need in pending:
-                self.waiting.setdefault(need, []).append(number)
-            loads = () if skipped else step.loads
-            self.states[number] = _StepState(len(loads), len(pending))
-            for buffer in loads:
-                load: Load = self.graph.nodes[buffer.task]["task"]
-                self.observer(TaskStarted(buffer.task, "load", load.tensor.name, load.nbytes))
-                self.readers.put((number, buffer))
-            self._start_if_ready(number)
+            while state.places:
+                place = state.places[0]
+                if place.computed > self.computed.through or place.saved > self.saved.through:
+                    return
+                state.places.popleft()
+                self._hold(state, place.nbytes)
+                if place.task != self.schedule.steps[number].compute:
+                    load: Load = self.graph.nodes[place.task]["task"]
+                    self.observer(TaskStarted(place.task, "load", load.tensor.name, load.nbytes))
+                    self.readers.put((number, place))
+            self.placed += 1
+            self._arrived(number)
+
+    def _enter(self, number: int) -> _StepState | None:
+        """Begin to keep books of a step; None: it is not known yet whether it has anything to do."""
+        step, skipped = self.schedule.steps[number], self._skipped(number)
+        if skipped is None:
+            return None
+        pending = [need for need in step.needs if need not in self.computed]
+        for need in pending:
+            self.waiting.setdefault(need, []).append(number)
+        places, loads = (deque[Buffer](), 0) if skipped else (deque(step.filled), len(step.loads))
+        state = self.states[number] = _StepState(places, waits=1 + loads + len(pending))
+        return state
+
+    def _hold(self, state: _StepState, nbytes: int) -> None:
+        state.held += nbytes
+        self.held += nbytes
+        self.observer(MemoryHeld(self.held))
 
     def _skipped(self, number: int) -> bool | None:
         """Whether a step is a pass over a tile that proves needless, so that nothing is read; None: that is not known yet."""
@@ -240,9 +267,11 @@ class Executor:
         statistic = self.plan.kernels[compute.recipe].statistics[index]
         return not isinstance(statistic, Fallback) or statistic.needed(tensor.statistics)
 
-    def _start_if_ready(self, number: int) -> None:
+    def _arrived(self, number: int) -> None:
+        """One of the things that a step waits for is there: its last place, a load, or an earlier step's result."""
         state = self.states[number]
-        if not state.loads_left and not state.needs_left:
+        state.waits -= 1
+        if not state.waits:
             self.ready.append(number)
             self._start_ready()
 
@@ -349,14 +378,15 @@ class Executor:
         self._start_phase(number)
 
     def _computed(self, number: int) -> None:
-        self.computed[number] = True
         self.active -= 1
-        self.observer(TaskEnded(self.schedule.steps[number].compute, "compute"))
+        step, compute, state = self.schedule.steps[number], self._task(number), self.states[number]
+        self.observer(TaskEnded(step.compute, "compute"))
+        if step.output is not None:  # else what was loaded is what is saved
+            self._hold(state, step.output.nbytes - state.held)
+        self.computed.add(number)
         self._start_ready()
         for waiting in self.waiting.pop(number, ()):
-            self.states[waiting].needs_left -= 1
-            self._start_if_ready(waiting)
-        step, compute = self.schedule.steps[number], self._task(number)
+            self._arrived(waiting)
         if not step.saves:
             self._release(number)
             return
@@ -393,12 +423,9 @@ class Executor:
         self.observer(TensorWritten(recipe.name, place.nbytes))
 
     def _release(self, number: int) -> None:
-        self.released[number] = True
-        del self.states[number]
-        self.held -= _held(self.schedule.steps[number])
-        self.observer(MemoryHeld(self.held))
-        while self.watermark + 1 < len(self.released) and self.released[self.watermark + 1]:
-            self.watermark += 1
+        state = self.states.pop(number)
+        self._hold(state, -state.held)
+        self.saved.add(number)
 
     def _task(self, number: int) -> Compute:
         task: Compute = self.graph.nodes[self.schedule.steps[number].compute]["task"]
@@ -493,7 +520,3 @@ def _naming(tensor: str) -> Iterator[None]:
         yield
     except MethodError as error:
         raise CheckpointError(f"tensor '{tensor}': {error}") from None
-
-
-def _held(step: Step) -> int:
-    return sum(buffer.nbytes for buffer in step.loads) + (step.output.nbytes if step.output else 0)

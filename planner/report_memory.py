@@ -37,23 +37,16 @@ def usage(schedule: Schedule) -> Usage:
         begins[first] += buffer.nbytes
         inside.add((first, buffer.task))
     kept = tuple(accumulate(lives[:-1]))
-    own = tuple(sum(b.nbytes for b in _filled(schedule, i) if (i, b.task) not in inside) for i in range(len(steps)))
-    ahead, window, end = [], 0, 0  # `window` is what steps i + 1 to end - 1 bring
+    own = tuple(sum(b.nbytes for b in step.filled if (i, b.task) not in inside) for i, step in enumerate(steps))
+    order = [(i, buffer) for i, step in enumerate(steps) for buffer in step.filled]
+    ahead, window, end = [], 0, 0  # `window` is what the buffers up to `end` bring to the steps behind step i
     for i in range(len(steps)):
-        if end <= i:
-            end, window = i + 1, 0
-        elif i:
-            window -= own[i] + begins[i]
-        while end < len(steps) and steps[end].after < i:
-            window += own[end] + begins[end]
+        window -= own[i] + begins[i]
+        while end < len(order) and (order[end][0] <= i or max(order[end][1].computed, order[end][1].saved) < i):
+            window += order[end][1].nbytes
             end += 1
         ahead.append(window)
     return Usage(kept, own, tuple(ahead))
-
-
-def _filled(schedule: Schedule, i: int) -> tuple[Buffer, ...]:
-    step = schedule.steps[i]
-    return (*step.loads, step.output) if step.output else step.loads
 
 
 def _shared(schedule: Schedule) -> Iterator[tuple[int, int, Buffer]]:
@@ -64,7 +57,7 @@ def _shared(schedule: Schedule) -> Iterator[tuple[int, int, Buffer]]:
         for buffer in step.resident:
             first, filled = current[buffer.task]
             last[first, buffer.task] = (i, filled)
-        for buffer in _filled(schedule, i):
+        for buffer in step.filled:
             current[buffer.task] = (i, buffer)
     for (first, _), (end, buffer) in last.items():
         yield first, end, buffer

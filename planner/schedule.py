@@ -7,12 +7,11 @@ private buffers only:
     load b ─┼─ compute ── save          one step, released as a whole
     load c ─┘
 
-Private buffers lie in a *ring*: each step takes the next stretch of it, and may begin once every step up to `after`, the last
-whose stretch it overlaps, is released. As `after` is always an earlier step, the earliest unfinished step can always go on:
-nothing can hang.
+Private buffers lie in a *ring*: each takes the next bytes of it, and may be filled once the earlier steps whose bytes it overlaps
+are done with them. As it waits for earlier steps only, the earliest unfinished step can always go on: nothing can hang.
 
-    ring    │ step 0 │  step 1  │ step 2 │ 3 │          step 4 overlaps 0 and 1, so its `after` is 1
-            │     step 4     │ …
+    ring    │ a b c out │ a b c out │ a b c out │ a b          step 3's a and b follow step 2; its c and out go where step 0's
+            │ c out     │                                      a and b were, as soon as step 0 is computed
 
 A buffer that later steps use too is *kept*:
 
@@ -26,8 +25,8 @@ A buffer that later steps use too is *kept*:
 Kept buffers lie beside the ring; each has a fixed place for its lifetime, from a first-fit walk over the steps. A load whose
 next use is not near is dropped and read again: the input is still on disk, so nothing is ever spilled.
 
-`schedule_problem` puts the graph into these terms, `schedule_orders` proposes orders, `schedule_walk` simulates one, and
-`schedule_places` finds the places.
+`schedule_problem` puts the graph into these terms, `schedule_orders` proposes orders, `schedule_walk` simulates one,
+`schedule_places` and `schedule_ring` find the places.
 
 Nothing here knows about tensors, files or threads. `tests/planner/test_schedule.py` is the specification, situation by situation.
 """
@@ -41,18 +40,24 @@ import networkx as nx
 
 from ..errors import BudgetError
 from .schedule_orders import candidate_orders
-from .schedule_places import Lane, place_kept, place_ring
+from .schedule_places import Lane, place_kept
 from .schedule_problem import Problem, problem_of
+from .schedule_ring import Private, place_ring
 from .schedule_walk import Walk, walk_order
 
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A task's buffer and its place in the pool, in bytes."""
+    """A task's buffer and its place in the pool, in bytes.
+
+    The place is free once all steps up to `computed` are computed and all up to `saved` are saved (-1: it waits for none).
+    """
 
     task: int
     offset: int
     nbytes: int
+    computed: int = -1
+    saved: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,7 @@ class Step:
     """One Compute and all it needs.
 
     `loads` are filled for this step; `resident` are buffers that earlier steps filled; `output` is the place of the result
-    (None: it has none of its own). `after`: all steps up to this one must be released before this step loads (-1: none).
-    `needs`: steps whose Compute must be done before this one's.
+    (None: it has none of its own). `needs`: steps whose Compute must be done before this one's.
     """
 
     compute: int
@@ -69,8 +73,12 @@ class Step:
     resident: tuple[Buffer, ...]
     output: Buffer | None
     saves: tuple[int, ...]
-    after: int
     needs: tuple[int, ...]
+
+    @property
+    def filled(self) -> tuple[Buffer, ...]:
+        """The buffers that this step fills, in the order in which they are taken."""
+        return self.loads if self.output is None else (*self.loads, self.output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,35 +138,43 @@ def _by_luck(problem: Problem, walk: Walk, capacity: int) -> bool:
 
 
 def _place(problem: Problem, walk: Walk, kept: Lane, capacity: int, pipeline: int) -> Schedule:
-    lane, places, reused_after = kept.size, kept.places, kept.reused_after
-    largest = max(walk.private, default=0)
-    ring = min(capacity - lane, max(2 * largest, pipeline - lane), sum(walk.private))
-    offsets, afters = place_ring(walk.private, ring)
+    lane = kept.size
+    ring = min(capacity - lane, max(2 * max(walk.private, default=0), pipeline - lane), sum(walk.private))
     at = {compute: i for i, compute in enumerate(walk.order)}
-    steps, loaded_at = [], {}
+    private = [[task for task in _buffers(problem, c) if (i, task) not in kept.places] for i, c in enumerate(walk.order)]
+    placed = place_ring([[Private(problem.size[task], _is_saved(problem, task)) for task in tasks] for tasks in private], ring)
+    now: dict[int, Buffer] = {}  # where each task's bytes lie at this step
+    filled_at: dict[int, int] = {}
+    steps = []
     for i, compute in enumerate(walk.order):
-        cursor = lane + offsets[i]
-        loads, resident, needs = [], [], {at[c] for c in problem.inputs[compute]}
-        for load in problem.loads[compute]:
-            size = problem.size[load]
-            place = places.get((i, load))
-            if place is None:
-                loads.append(Buffer(load, cursor, size))
-                cursor += size
-            elif place[1]:
-                loads.append(Buffer(load, place[0], size))
-                loaded_at[load] = i
-            else:
-                resident.append(Buffer(load, place[0], size))
-                needs.add(loaded_at[load])
-        for source in problem.inputs[compute]:
-            if problem.size[source]:
-                resident.append(Buffer(source, places[(at[source], source)][0], problem.size[source]))
-        output = None
-        if problem.size[compute]:
-            own = places.get((i, compute))
-            output = Buffer(compute, own[0] if own else cursor, problem.size[compute])
-        after = max(afters[i], reused_after.get(i, -1))
-        steps.append(Step(compute, tuple(loads), tuple(resident), output, problem.saves[compute], after, tuple(sorted(needs))))
+        found = [task for task in _buffers(problem, compute) if not kept.places.get((i, task), (0, True))[1]]
+        for task, place in zip(private[i], placed[i], strict=True):
+            now[task] = Buffer(task, lane + place.offset, problem.size[task], place.computed, place.saved)
+        for task in _buffers(problem, compute):
+            if (i, task) in kept.places and task not in found:
+                now[task] = Buffer(task, kept.places[i, task][0], problem.size[task], -1, kept.reused_after.get(i, -1))
+                filled_at[task] = i
+        sources = [source for source in problem.inputs[compute] if problem.size[source]]
+        needs = {at[source] for source in problem.inputs[compute]} | {filled_at[task] for task in found}
+        steps.append(
+            Step(
+                compute,
+                tuple(now[load] for load in problem.loads[compute] if load not in found),
+                tuple(now[task] for task in (*found, *sources)),
+                now[compute] if problem.size[compute] else None,
+                problem.saves[compute],
+                tuple(sorted(needs)),
+            )
+        )
     peak = walk.order[walk.peak_step] if walk.order else None
     return Schedule(tuple(steps), lane + ring, ring, peak, walk.loaded)
+
+
+def _buffers(problem: Problem, compute: int) -> tuple[int, ...]:
+    """The tasks whose buffers a step fills, unless an earlier one did."""
+    return (*problem.loads[compute], compute) if problem.size[compute] else problem.loads[compute]
+
+
+def _is_saved(problem: Problem, task: int) -> bool:
+    """Whether a private buffer is needed until its step is saved; else until it is computed."""
+    return task in problem.moved or bool(problem.saves.get(task))

@@ -1,4 +1,4 @@
-"""Places in memory: kept buffers in a lane, each step's private ones in a ring beside it."""
+"""Kept buffers lie in a lane beside the ring, each in a fixed place from its first step to its last."""
 
 from __future__ import annotations
 
@@ -64,32 +64,3 @@ def _first_fit(free: Sequence[tuple[int, int, int]], size: int, lane: int) -> tu
     if free and reached == lane:  # the free end of the lane, and more
         return offset, slice(start, len(free)), after
     return lane, slice(len(free), len(free)), -1
-
-
-def place_ring(private: Sequence[int], ring: int) -> tuple[list[int], list[int]]:
-    """Offsets of the steps' stretches, and for each the last earlier step whose stretch it overlaps (-1: none)."""
-    offsets: list[int] = []
-    afters: list[int] = []
-    cursor, oldest, after = 0, 0, -1
-    for i, size in enumerate(private):
-        begin = cursor if cursor + size <= ring else 0
-        # Walk the oldest stretches off the ring until this one is free; in a wrap the tail's stretches go too.
-        end = begin + size
-        if size:
-            wrapped = begin < cursor
-            while oldest < i and (
-                private[oldest] == 0
-                or (wrapped and offsets[oldest] >= cursor)
-                or _overlap(offsets[oldest], private[oldest], begin, end)
-            ):
-                if private[oldest]:
-                    after = oldest
-                oldest += 1
-            cursor = end
-        offsets.append(begin)
-        afters.append(after if size else -1)
-    return offsets, afters
-
-
-def _overlap(a: int, size: int, begin: int, end: int) -> bool:
-    return a < end and begin < a + size

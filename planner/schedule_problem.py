@@ -13,6 +13,7 @@ class Problem:
     """The graph as computes: per compute its loads, input computes, saves; per buffer its size and users.
 
     `before` and `behind` are the computes between which the order is fixed: inputs, and those whose saves follow each other.
+    `moved` are the loads whose bytes are saved as they are.
     """
 
     computes: tuple[int, ...]
@@ -24,6 +25,7 @@ class Problem:
     behind: Mapping[int, tuple[int, ...]]
     size: Mapping[int, int]
     position: Mapping[int, int]
+    moved: frozenset[int]
 
 
 def problem_of(graph: nx.DiGraph[int]) -> Problem:
@@ -54,4 +56,5 @@ def problem_of(graph: nx.DiGraph[int]) -> Problem:
         behind,
         {n: data["bytes"] for n, data in graph.nodes(data=True)},
         position,
+        frozenset(a for a, b in graph.edges if is_kind[a] == "load" and is_kind[b] == "save"),
     )

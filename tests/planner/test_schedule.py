@@ -65,6 +65,14 @@ class Drawing:
         """The loads' names in the order they are read, a bar between steps."""
         return " | ".join(" ".join(self._name(buffer.task) for buffer in step.loads) for step in plan.steps)
 
+    def waits(self, plan: Schedule) -> str:
+        """By step its buffers, and for which steps each waits: 0c until 0 is computed, 0s until it is saved."""
+        return " | ".join(" ".join(self._name(buffer.task) + self._wait(buffer) for buffer in step.filled) for step in plan.steps)
+
+    def _wait(self, buffer: Buffer) -> str:
+        marks = [f"{step}{mark}" for step, mark in ((buffer.computed, "c"), (buffer.saved, "s")) if step >= 0]
+        return f"({','.join(marks)})" if marks else ""
+
     def peak(self, plan: Schedule) -> str | None:
         return None if plan.peak is None else self._name(plan.peak)
 
@@ -100,7 +108,7 @@ def test_independent_merges_run_in_the_order_of_the_output_and_overlap() -> None
     assert drawing.order(plan) == "0 1 2 3"
     assert drawing.reads(plan) == "a0 b0 | a1 b1 | a2 b2 | a3 b3"
     assert (plan.arena, plan.ring, plan.loaded) == (6, 6, 8)
-    assert [step.after for step in plan.steps] == [-1, -1, 0, 1]
+    assert drawing.waits(plan) == "a0 b0 0 | a1 b1 1 | a2(0c) b2(0c) 2(0c,0s) | a3(1c,0s) b3(1c,0s) 3(1c,1s)"
     assert all(step.needs == () and step.resident == () and len(step.saves) == 1 for step in plan.steps)
 
 
@@ -111,11 +119,11 @@ def test_a_pipeline_makes_the_ring_longer_but_no_longer_than_the_budget_or_the_w
 
 
 def test_one_step_as_large_as_the_budget() -> None:
-    """With room for just one step, each waits for the one before it."""
+    """With room for one step only, inputs wait until the one before is computed, the result until it is saved."""
     drawing = merges(3)
     plan = schedule(drawing.graph, 3)
     assert plan.arena == 3
-    assert [step.after for step in plan.steps] == [-1, 0, 1]
+    assert drawing.waits(plan) == "a0 b0 0 | a1(0c) b1(0c) 1(0c,0s) | a2(1c,0s) b2(1c,0s) 2(1c,1s)"
     with pytest.raises(BudgetError) as error:
         schedule(drawing.graph, 2)
     assert error.value.needed == 3
@@ -123,20 +131,41 @@ def test_one_step_as_large_as_the_budget() -> None:
 
 def test_the_ring_wraps_around() -> None:
     """
-    ring of 8    │  0: 3  │  1: 3  │··│      step 2 does not fit the tail, so it takes step 0's place;
-                 │  2: 3  │  3: 3  │··│      step 3 follows it.
-
-    Step 4 of 6 bytes lies over both 2 and 3.
+    ring of 8    │ a0 b0 0 │ a1 b1 1 │ a2 b2 │      a step is cut where the ring ends;
+                 │ 2 │ a3 b3 3 │ large       │      step 4's result waits for 2's to be saved, its load for all of 1.
     """
     drawing = merges(4)
-    drawing.load("large", 5)
+    drawing.load("large", 4)
     drawing.compute("4", "large")
     plan = schedule(drawing.graph, 8)
-    assert [step.loads[0].offset for step in plan.steps] == [0, 3, 0, 3, 0]
-    assert [step.after for step in plan.steps] == [-1, -1, 0, 1, 3]
+    assert [[buffer.offset for buffer in step.filled] for step in plan.steps] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6, 7, 0],
+        [1, 2, 3],
+        [4, 0],
+    ]
+    waits = "a0 b0 0 | a1 b1 1 | a2 b2 2(0c) | a3(0c) b3(0c,0s) 3(1c,0s) | large(2c,1s) 4(2c,2s)"
+    assert drawing.waits(plan) == waits
 
 
-def test_a_tail_that_a_large_step_covered_is_waited_for() -> None:
+def test_a_step_that_would_meet_itself_begins_at_the_beginning() -> None:
+    """
+    ring of 6    │ 0: 2 │ a1: 3   │·│     step 1's second load of 2 would go to 0 and 1, its result to 2: where its first load is;
+                 │ a1: 3 │ b1: 2 │ 1 │    so all of it lies at the beginning.
+    """
+    drawing = Drawing()
+    drawing.load("a0", 2)
+    drawing.compute("0", "a0", nbytes=0)
+    drawing.load("a1", 3)
+    drawing.load("b1", 2)
+    drawing.compute("1", "a1", "b1")
+    plan = schedule(drawing.graph, 6)
+    assert [[buffer.offset for buffer in step.filled] for step in plan.steps] == [[0], [0, 3, 5]]
+    assert drawing.waits(plan) == "a0 | a1(0c) b1(0c) 1(0c)"
+
+
+def test_a_tail_that_a_large_load_covered_is_waited_for() -> None:
     """
     ring of 6    │ 0: 2 │  1: 4     │     step 2 covers all of 0 and part of 1,
                  │  2: 4     │ 3: 2 │     and so step 3 has nothing left to wait for but 1.
@@ -147,7 +176,14 @@ def test_a_tail_that_a_large_step_covered_is_waited_for() -> None:
         drawing.compute(f"{i}", f"a{i}", nbytes=0)
     plan = schedule(drawing.graph, 6)
     assert [step.loads[0].offset for step in plan.steps] == [0, 2, 0, 4]
-    assert [step.after for step in plan.steps] == [-1, -1, 1, 1]
+    assert drawing.waits(plan) == "a0 | a1 | a2(1c) | a3(1c)"
+
+
+def test_what_is_saved_as_it_was_loaded_keeps_its_place_until_it_is_saved() -> None:
+    drawing = Drawing()
+    drawing.copy("0", "a")
+    drawing.copy("1", "b")
+    assert drawing.waits(schedule(drawing.graph, 1)) == "a | b(0s)"
 
 
 def test_a_load_shared_by_neighbours_is_read_once() -> None:
@@ -313,7 +349,7 @@ def test_a_chain_of_intermediates_takes_turns_in_two_places() -> None:
     assert plan.arena == 3
     outputs = [step.output.offset for step in plan.steps[:3] if step.output]
     assert outputs == [0, 1, 0]
-    assert plan.steps[2].after == 1, "2 takes 0's place, which 1 still reads"
+    assert plan.steps[2].output and plan.steps[2].output.saved == 1, "2 takes 0's place, which 1 still reads"
 
 
 def test_the_child_that_leaves_least_behind_goes_first() -> None:
@@ -400,7 +436,7 @@ def test_tasks_without_bytes_cost_nothing_and_are_not_lost() -> None:
     assert drawing.order(plan) == "0 1 2"
     assert drawing.reads(plan) == "a | z | b"
     assert plan.arena == 4
-    assert plan.steps[1].after == -1
+    assert drawing.waits(plan).split(" | ")[1] == "z"
 
 
 def test_a_graph_of_no_bytes_needs_no_memory() -> None:
@@ -497,7 +533,7 @@ def check(graph: nx.DiGraph[int], plan: Schedule, capacity: int) -> None:
     for i, step in enumerate(plan.steps):
         before = list(graph.predecessors(step.compute))
         assert set(step.saves) == near(graph, graph.successors(step.compute), "save")
-        assert step.after < i
+        assert all(max(buffer.computed, buffer.saved) < i for buffer in step.filled)
         assert all(need < i for need in step.needs)
         assert {at[c] for c in near(graph, iter(before), "compute")} <= set(step.needs)
         given_loads = [buffer.task for buffer in (*step.loads, *step.resident)]
@@ -516,7 +552,7 @@ def check(graph: nx.DiGraph[int], plan: Schedule, capacity: int) -> None:
 
 def places(plan: Schedule, number: int) -> list[Buffer]:
     step = plan.steps[number]
-    return [*step.loads, *step.resident, *([step.output] if step.output else [])]
+    return [*step.resident, *step.filled]
 
 
 def run(graph: nx.DiGraph[int], plan: Schedule, luck: random.Random) -> None:
@@ -525,58 +561,57 @@ def run(graph: nx.DiGraph[int], plan: Schedule, luck: random.Random) -> None:
     What a place holds is (task, the step that filled it), so that a buffer overwritten too early, or used too late, is seen.
     """
     pool: list[tuple[int, int] | None] = [None] * plan.arena
-    waiting, loading, loaded, computed = set(range(len(plan.steps))), set[int](), set[int](), set[int]()
-    released = [False] * len(plan.steps)
-    watermark = -1
-    made_by = {save: number for number, step in enumerate(plan.steps) for save in step.saves}
-    saved_before = [[made_by[s] for save in step.saves for s in graph.predecessors(save) if s in made_by] for step in plan.steps]
+    steps = plan.steps
+    reading, here, computed, saved = set[tuple[int, Buffer]](), set[tuple[int, Buffer]](), set[int](), set[int]()
+    order = [(number, buffer) for number, step in enumerate(steps) for buffer in step.filled]
+    taken = 0
+    made_by = {save: number for number, step in enumerate(steps) for save in step.saves}
+    saved_before = [[made_by[s] for save in step.saves for s in graph.predecessors(save) if s in made_by] for step in steps]
     # Which step filled what a step finds.
     source: dict[tuple[int, int], int] = {}
     latest: dict[int, int] = {}
-    for number, step in enumerate(plan.steps):
+    for number, step in enumerate(steps):
         for buffer in step.resident:
             source[number, buffer.task] = latest[buffer.task]
-        for buffer in (*step.loads, *([step.output] if step.output else [])):
+        for buffer in step.filled:
             latest[buffer.task] = source[number, buffer.task] = number
-
-    def write(number: int, buffer: Buffer) -> None:
-        pool[buffer.offset : buffer.offset + buffer.nbytes] = [(buffer.task, number)] * buffer.nbytes
 
     def holds(number: int, buffer: Buffer) -> None:
         expected = (buffer.task, source[number, buffer.task])
         held = pool[buffer.offset : buffer.offset + buffer.nbytes]
         assert held == [expected] * buffer.nbytes, f"step {number} wants {expected} and finds {held}"
 
-    while watermark + 1 < len(plan.steps):
-        may_load = [n for n in waiting if plan.steps[n].after <= watermark]
-        may_compute = [n for n in loaded if all(need in computed for need in plan.steps[n].needs)]
-        may_release = [n for n in computed if not released[n] and all(released[e] for e in saved_before[n])]
-        choices = [(n, "load") for n in may_load] + [(n, "loaded") for n in loading]
-        choices += [(n, "compute") for n in may_compute] + [(n, "release") for n in may_release]
+    def free(buffer: Buffer) -> bool:
+        return all(n in computed for n in range(buffer.computed + 1)) and all(n in saved for n in range(buffer.saved + 1))
+
+    while len(saved) < len(steps):
+        may_take = taken < len(order) and free(order[taken][1])
+        ready = [n for n, step in enumerate(steps) if n not in computed and all((n, buffer) in here for buffer in step.filled)]
+        may_compute = [n for n in ready if all(need in computed for need in steps[n].needs)]
+        may_save = [n for n in computed - saved if all(e in saved for e in saved_before[n])]
+        choices: list[tuple[str, Any]] = [("take", None)] if may_take else []
+        choices += [("read", one) for one in sorted(reading, key=order.index)]
+        choices += [("compute", n) for n in may_compute] + [("save", n) for n in sorted(may_save)]
         assert choices, "nothing can go on"
-        number, what = luck.choice(choices)
-        step = plan.steps[number]
-        if what == "load":
-            waiting.remove(number)
-            loading.add(number)
-            for buffer in step.loads:
-                write(number, buffer)
-            if step.output:
-                write(number, step.output)
-        elif what == "loaded":
-            loading.remove(number)
-            loaded.add(number)
+        what, which = luck.choice(choices)
+        if what == "take":
+            number, buffer = order[taken]
+            taken += 1
+            reading.add((number, buffer))
+            pool[buffer.offset : buffer.offset + buffer.nbytes] = [(buffer.task, number)] * buffer.nbytes
+        elif what == "read":
+            reading.remove(which)
+            here.add(which)
         elif what == "compute":
-            loaded.remove(number)
-            computed.add(number)
-            for buffer in places(plan, number):
-                holds(number, buffer)
-        else:
-            for buffer in places(plan, number):  # the save still reads them
-                holds(number, buffer)
-            released[number] = True
-            while watermark + 1 < len(released) and released[watermark + 1]:
-                watermark += 1
+            computed.add(which)
+            for buffer in places(plan, which):
+                holds(which, buffer)
+        else:  # the save still reads them
+            saved.add(which)
+            sources = {task for save in steps[which].saves for task in graph.predecessors(save)}
+            for buffer in places(plan, which):
+                if buffer.task in sources:
+                    holds(which, buffer)
 
 
 @settings(max_examples=2500, deadline=None, derandomize=True)
@@ -637,8 +672,8 @@ def test_names_and_insertion_order_change_nothing(graph: nx.DiGraph[int], capaci
 
 
 def described(step: module.Step, back: Mapping[int, int]) -> Any:
-    def buffer(b: Buffer | None) -> tuple[int, int, int] | None:
-        return None if b is None else (back.get(b.task, b.task), b.offset, b.nbytes)
+    def buffer(b: Buffer | None) -> tuple[int, int, int, int, int] | None:
+        return None if b is None else (back.get(b.task, b.task), b.offset, b.nbytes, b.computed, b.saved)
 
     return (
         back.get(step.compute, step.compute),
@@ -646,7 +681,6 @@ def described(step: module.Step, back: Mapping[int, int]) -> Any:
         [buffer(b) for b in step.resident],
         buffer(step.output),
         [back.get(save, save) for save in step.saves],
-        step.after,
         step.needs,
     )
 
