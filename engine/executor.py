@@ -9,40 +9,32 @@ and takes each of its places in the pool when the schedule says that it is free.
 
 from __future__ import annotations
 
-import math
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import networkx as nx
 import xxhash
 
 from ..errors import CheckpointError
 from ..ops.declare import Fallback, MethodError
-from ..planner.dtypes import ITEM_SIZES
-from ..planner.graph import Compute, Load, Save, copies_bytes
-from ..planner.memory import active_steps, device_workers
+from ..planner.graph import Compute, Load, Save
+from ..planner.memory import active_steps
 from ..planner.plan import Plan
 from ..planner.schedule import Buffer, Schedule
-from .compute import Fold, Tile, arithmetic, as_written, blocks, examine, gather, transform
+from .compute import Fold
 from .device import settle
 from .events import BytesRead, MemoryHeld, Observer, TaskEnded, TaskStarted, TensorDurable, TensorWritten
 from .journal import Facts, Record
-from .pool import Pool, torch_dtype
+from .parts import Cutter, Part, benches
+from .pool import Pool
 from .reader import Reader
-from .scan import Scanner
 from .system import write_error
 from .threads import Crew
-
-if TYPE_CHECKING:
-    import torch
-
-    from .workspace import Workspace
 
 READERS = 2
 WRITERS = 2
@@ -90,22 +82,6 @@ class _Prefix:
 
 
 @dataclass(frozen=True, slots=True)
-class _PartJob:
-    """Elements `low` to `high` of a step's tile, for the phase that is going on."""
-
-    step: int
-    work: Callable[[_Bench], Facts | None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Bench:
-    """What one worker works with; only jobs that compute have scratch rows, and load torch for them."""
-
-    scanner: Scanner
-    space: Callable[[], Workspace]
-
-
-@dataclass(frozen=True, slots=True)
 class _Durable:
     """A batch of tensors that the committer made durable."""
 
@@ -145,9 +121,8 @@ class Executor:
         self.plan, self.graph, self.schedule = plan, graph, schedule
         self.writer, self.journal, self.observer = writer, journal, observer
         self.pool = Pool(schedule.arena, pinned=not plan.options.budget.on_host)
-        budget = plan.options.budget
-        workers = budget.workers if budget.on_host else device_workers(budget)
-        self.benches = [_Bench(Scanner(), cache(self._workspace)) for _ in range(workers)]
+        self.cutter = Cutter(plan, graph, schedule, self.pool)
+        self.benches = benches(plan)
         self.reader = Reader(paths)
         for file in plan.files():
             self.reader.open(file)
@@ -169,7 +144,7 @@ class Executor:
             self._done.put((outcome, error))
 
         self.readers: Crew[tuple[int, Buffer]] = Crew("read", READERS, self._read, report)
-        self.workers: Crew[_PartJob] = Crew("compute", workers, self._compute, report)
+        self.workers: Crew[tuple[int, Part]] = Crew("compute", len(self.benches), self._compute, report)
         self.writers: Crew[tuple[int, int]] = Crew("write", WRITERS, self._write, report)
         self._commits: queue.SimpleQueue[Record] = queue.SimpleQueue()
         self.committer: Crew[int | None] = Crew("commit", 1, self._commit, report)
@@ -255,7 +230,7 @@ class Executor:
 
     def _skipped(self, number: int) -> bool | None:
         """Whether a step is a pass over a tile that proves needless, so that nothing is read; None: that is not known yet."""
-        compute = self._task(number)
+        compute = self.cutter.compute(number)
         if not self.plan.spare(compute):
             return False
         known = self.tensors.get(compute.recipe)
@@ -281,81 +256,36 @@ class Executor:
             self.active += 1
             number = self.ready.popleft()
             step = self.schedule.steps[number]
-            name, nbytes = self.plan.all_recipes[self._task(number).recipe].name, step.output.nbytes if step.output else 0
+            name, nbytes = (
+                self.plan.all_recipes[self.cutter.compute(number).recipe].name,
+                step.output.nbytes if step.output else 0,
+            )
             self.observer(TaskStarted(step.compute, "compute", name, nbytes))
             self._start_phase(number)
 
     def _start_phase(self, number: int) -> None:
         """Hand the parts of a step's next pass, or of its map, to the workers."""
-        compute = self._task(number)
-        state = self.states[number]
+        compute, state = self.cutter.compute(number), self.states[number]
         tensor = self.tensors.setdefault(compute.recipe, _TensorState())
         if state.passes_done < len(compute.passes):
-            if not self._wanted(compute, compute.passes[state.passes_done], tensor):
+            index = compute.passes[state.passes_done]
+            if not self._wanted(compute, index, tensor):
                 self._pass_done(number, compute, tensor)
                 return
-            make = self._pass_part(compute, number, compute.passes[state.passes_done], tensor)
+            if tensor.fold is None:
+                tensor.fold = Fold(self.plan.kernels[compute.recipe].statistics[index])
+            parts = self.cutter.pass_parts(number, index, tensor.fold, tuple(tensor.statistics))
         elif compute.maps:
-            make = self._map_part(compute, number, tensor)
+            parts = self.cutter.map_parts(number, tuple(tensor.statistics))
         else:
             self._computed(number)
             return
-        # On a device a whole tile is one job, whose blocks overlap with their copies.
-        whole = not self.plan.options.budget.on_host
-        ranges = blocks(0, compute.count, compute.count or 1 if whole else self.plan.kernels[compute.recipe].part)
-        state.parts_left = len(ranges)
-        for low, high in ranges:
-            self.workers.put(_PartJob(number, make(low, high)))
-
-    def _pass_part(self, compute: Compute, number: int, index: int, tensor: _TensorState) -> Callable[[int, int], Any]:
-        kernel = self.plan.kernels[compute.recipe]
-        statistic = kernel.statistics[index]
-        if tensor.fold is None:
-            tensor.fold = Fold(statistic)
-        fold, tile, earlier = tensor.fold, self._tile(number), tuple(tensor.statistics)
-
-        def part(low: int, high: int) -> Callable[[_Bench], None]:
-            def work(bench: _Bench) -> None:
-                with arithmetic():
-                    partial = gather(kernel, statistic, tile, low, high, bench.space(), earlier)
-                    fold.add(compute.start + low, compute.start + high, partial)
-                    bench.space().finish()  # what it merged may be another worker's
-
-            return work
-
-        return part
-
-    def _map_part(self, compute: Compute, number: int, tensor: _TensorState) -> Callable[[int, int], Any]:
-        recipe, kernel = self.plan.all_recipes[compute.recipe], self.plan.kernels[compute.recipe]
-        step = self.schedule.steps[number]
-        item = ITEM_SIZES[recipe.dtype]
-        if copies_bytes(recipe, kernel) and step.saves:
-            data = self.pool.bytes(self._source(number).offset, compute.count * item)
-
-            def copied(low: int, high: int) -> Callable[[_Bench], Facts]:
-                piece = data[low * item : high * item]
-                return lambda bench: examine(piece, recipe.dtype, piece if recipe.base_input == 0 else None, bench.scanner)
-
-            return copied
-        tile, statistics = self._tile(number), tuple(tensor.statistics)
-        offset = step.output.offset if step.output is not None else 0
-        data, out = self.pool.bytes(offset, compute.count * item), self.pool.tensor(offset, recipe.dtype, compute.count)
-        base = as_written(tile.views[recipe.base_input], out.dtype) if recipe.base_input is not None else None
-
-        def computed(low: int, high: int) -> Callable[[_Bench], Facts | None]:
-            def work(bench: _Bench) -> Facts | None:
-                with arithmetic():
-                    transform(kernel, tile, out, low, high, bench.space(), statistics)
-                if not step.saves:
-                    return None
-                return examine(data[low * item : high * item], recipe.dtype, base and base(low, high), bench.scanner)
-
-            return work
-
-        return computed
+        state.parts_left = len(parts)
+        for part in parts:
+            self.workers.put((number, part))
 
     def _part_done(self, number: int, facts: Facts | None) -> None:
-        compute, state = self._task(number), self.states[number]
+        compute, state = self.cutter.compute(number), self.states[number]
         tensor = self.tensors[compute.recipe]
         if facts is not None:
             tensor.facts += facts
@@ -379,7 +309,7 @@ class Executor:
 
     def _computed(self, number: int) -> None:
         self.active -= 1
-        step, compute, state = self.schedule.steps[number], self._task(number), self.states[number]
+        step, compute, state = self.schedule.steps[number], self.cutter.compute(number), self.states[number]
         self.observer(TaskEnded(step.compute, "compute"))
         if step.output is not None:  # else what was loaded is what is saved
             self._hold(state, step.output.nbytes - state.held)
@@ -404,7 +334,7 @@ class Executor:
             self.writers.put((number, save))
 
     def _saved(self, number: int) -> None:
-        compute = self._task(number)
+        compute = self.cutter.compute(number)
         self.observer(TaskEnded(self.schedule.steps[number].saves[0], "save"))
         tensor = self.tensors[compute.recipe]
         tensor.saved_tiles += 1
@@ -427,48 +357,6 @@ class Executor:
         self._hold(state, -state.held)
         self.saved.add(number)
 
-    def _task(self, number: int) -> Compute:
-        task: Compute = self.graph.nodes[self.schedule.steps[number].compute]["task"]
-        return task
-
-    def _tile(self, number: int) -> Tile:
-        """The inputs of a step, in the order of the recipe."""
-        step, compute = self.schedule.steps[number], self._task(number)
-        offsets = {buffer.task: buffer.offset for buffer in (*step.loads, *step.resident)}
-        views: list[torch.Tensor] = []
-        for load in self.graph.nodes[step.compute]["inputs"]:
-            task: Load | Compute = self.graph.nodes[load]["task"]
-            if isinstance(task, Load):
-                whole = len(views) in self.plan.kernels[compute.recipe].whole
-                count = math.prod(task.tensor.shape) if whole else compute.count
-                views.append(self.pool.tensor(offsets[load], task.tensor.dtype, count))
-            else:
-                views.append(self.pool.tensor(offsets[load], self.plan.all_recipes[task.recipe].dtype, compute.count))
-        cast = self.plan.all_recipes[compute.recipe].cast
-        return Tile(views, compute.start, torch_dtype(cast) if cast else None)
-
-    def _source(self, number: int) -> Buffer:
-        """The buffer of a step's first input; a copied tensor has no other: what was loaded is what is saved."""
-        step = self.schedule.steps[number]
-        first = self.graph.nodes[step.compute]["inputs"][0]
-        return next(buffer for buffer in (*step.loads, *step.resident) if buffer.task == first)
-
-    def _workspace(self) -> Workspace:
-        """Scratch for one worker, on the device that computes."""
-        import torch
-
-        from .workspace import HostWorkspace
-
-        torch.set_num_threads(1)  # parts are the parallelism; threads inside an operation would only wait for each other
-        budget, division = self.plan.options.budget, self.plan.division
-        if budget.on_host:
-            return HostWorkspace(division.workspace)
-        from .device_workspace import DeviceWorkspace
-        from .streams import CudaStreams
-
-        device = torch.device(budget.device)
-        return DeviceWorkspace(device, CudaStreams(device), division.workspace, division.staging, division.blocks)
-
     # Jobs of the other threads.
 
     def _read(self, job: tuple[int, Buffer], thread: int) -> object:
@@ -477,18 +365,17 @@ class Executor:
         self.reader.read(task, self.pool.bytes(buffer.offset, buffer.nbytes))
         return "loaded", number, task.nbytes, buffer.task
 
-    def _compute(self, job: _PartJob, thread: int) -> object:
-        name = self.plan.all_recipes[self._task(job.step).recipe].name
-        with _naming(name):
-            return "part", job.step, job.work(self.benches[thread])
+    def _compute(self, job: tuple[int, Part], thread: int) -> object:
+        number, part = job
+        with _naming(self.plan.all_recipes[self.cutter.compute(number).recipe].name):
+            return "part", number, part(self.benches[thread])
 
     def _write(self, job: tuple[int, int], thread: int) -> object:
         number, save = job
-        step, compute = self.schedule.steps[number], self._task(number)
         task: Save = self.graph.nodes[save]["task"]
         place = self.plan.places[task.recipe]
-        data = self.pool.bytes((step.output or self._source(number)).offset, task.nbytes)
-        self.tensors[compute.recipe].hash.update(data)
+        data = self.cutter.result(number, task.nbytes)
+        self.tensors[task.recipe].hash.update(data)
         try:
             self.writer.write(place.shard, place.offset + task.offset, data)
         except OSError as error:
