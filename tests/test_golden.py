@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +44,6 @@ def merged(tmp_path: Path, config: dict[str, Any]) -> Path:
 def in_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """The configs name the models as folders beside each other."""
     monkeypatch.chdir(GOLDEN / "models")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These models are so small that threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_there_is_a_case_of_every_method() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,6 @@ TEXTS = ["solve 12 + 30", "", "  two  spaces\n\ttab", "日本語 naïve – 🙂
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Given = tuple[str | None, str | int, bool]
 """An override: a model, its token or id, and whether it is forced; no model: zeros."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class DirtyPool(Pool):

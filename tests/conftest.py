@@ -1,4 +1,4 @@
-"""Kernels run as the engine's workers run them: one thread inside an operation."""
+"""Tests compute as the workers do: one thread inside an operation. Tensors here are so small that more would only wait."""
 
 from __future__ import annotations
 
