@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import Any
 
+from memory_store import Memory
 from weft.planner.catalog import Checkpoint, InputTensor, WeightFile
 
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-
-
-class Memory:
-    """A store of files that are given as bytes."""
-
-    commit: str | None = None
-
-    def __init__(self, label: str, files: Mapping[str, bytes]) -> None:
-        self.label, self.files = label, files
-
-    def sizes(self) -> Mapping[str, int]:
-        return {name: len(data) for name, data in self.files.items()}
-
-    def read(self, name: str) -> bytes:
-        return self.files[name]
-
-    def open(self, name: str) -> BinaryIO:
-        return io.BytesIO(self.files[name])
-
-    def identity(self, name: str) -> str:
-        return name
-
-    def path(self, name: str) -> Path | None:
-        return None
-
-    def download(self, names: Sequence[str], quiet: bool = False) -> None:
-        raise AssertionError
 
 
 def model(label: str, files: Mapping[str, object], rows: int, config: Mapping[str, Any] | None = None) -> Checkpoint:

@@ -9,14 +9,14 @@ import functools
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from safetensors.torch import save
 
 from checkpoints import llama_config, llama_tensors
+from memory_store import Memory, torch_saved
 from weft.errors import WeftError
 from weft.planner.adapter import open_adapter
 from weft.planner.catalog import Checkpoint, open_checkpoint
@@ -31,43 +31,9 @@ from weft.planner.vocabulary import plan_vocabulary
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 
-
-class Memory:
-    """A store of files that are given as bytes."""
-
-    commit: str | None = None
-
-    def __init__(self, label: str, files: Mapping[str, bytes]) -> None:
-        self.label, self.files = label, files
-
-    def sizes(self) -> Mapping[str, int]:
-        return {name: len(data) for name, data in self.files.items()}
-
-    def read(self, name: str) -> bytes:
-        return self.files[name]
-
-    def open(self, name: str) -> BinaryIO:
-        return io.BytesIO(self.files[name])
-
-    def identity(self, name: str) -> str:
-        return name
-
-    def path(self, name: str) -> Path | None:
-        return None
-
-    def download(self, names: Sequence[str], quiet: bool = False) -> None:
-        raise AssertionError
-
-
-def _saved(value: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
 WEIGHTS = save(llama_tensors())
 CONFIG = json.dumps(llama_config()).encode()
-PICKLE = _saved(llama_tensors(1))
+PICKLE = torch_saved(llama_tensors(1))
 TOKENIZER = json.dumps(
     {
         "version": "1.0",

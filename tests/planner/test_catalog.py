@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 import torch
@@ -15,49 +14,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from cli.models import INDEX, SHARDS, write_model
+from memory_store import Memory, torch_saved
 from weft.errors import CheckpointError
 from weft.planner.catalog import PICKLE_INDEX, InputTensor, is_side_file, open_checkpoint
 from weft.planner.store import Folder
 
-
-class Memory:
-    """A store of files that are given as bytes; knows what was opened."""
-
-    label = "org/m"
-    commit: str | None = None
-
-    def __init__(self, files: Mapping[str, bytes]) -> None:
-        self.files, self.opened = files, list[str]()
-
-    def sizes(self) -> Mapping[str, int]:
-        return {name: len(data) for name, data in self.files.items()}
-
-    def read(self, name: str) -> bytes:
-        self.opened.append(name)
-        return self.files[name]
-
-    def open(self, name: str) -> BinaryIO:
-        return io.BytesIO(self.read(name))
-
-    def identity(self, name: str) -> str:
-        return name
-
-    def path(self, name: str) -> Path | None:
-        return None
-
-    def download(self, names: Sequence[str], quiet: bool = False) -> None:
-        raise AssertionError
-
-
-def pickled(value: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
 ONE = save({"a": torch.ones(2), "b": torch.ones(2, dtype=torch.bfloat16)})
 TWO = save({"c": torch.ones(3)})
-BIN = pickled({"d": torch.ones(4)})
+BIN = torch_saved({"d": torch.ones(4)})
 JSON = {"config.json": b"{}"}
 
 
@@ -67,13 +31,13 @@ def index(**weight_map: object) -> bytes:
 
 def names(files: Mapping[str, bytes]) -> dict[str, str]:
     """The file of each tensor."""
-    tensors = open_checkpoint(Memory(JSON | dict(files))).tensors
+    tensors = open_checkpoint(Memory("org/m", JSON | dict(files))).tensors
     return {name: tensor.file.name for name, tensor in tensors.items() if isinstance(tensor, InputTensor)}
 
 
 def message(files: Mapping[str, bytes]) -> str:
     with pytest.raises(CheckpointError) as caught:
-        open_checkpoint(Memory(files))
+        open_checkpoint(Memory("org/m", files))
     assert str(caught.value).startswith("org/m")
     return str(caught.value)
 
@@ -162,7 +126,7 @@ def test_side_files(name: str, along: bool) -> None:
 
 
 def test_a_header_is_all_that_is_needed_of_a_file() -> None:
-    store = Memory(JSON | {"model.safetensors": ONE, "pytorch_model.bin": BIN, "tokenizer.json": b"{}"})
+    store = Memory("org/m", JSON | {"model.safetensors": ONE, "pytorch_model.bin": BIN, "tokenizer.json": b"{}"})
     checkpoint = open_checkpoint(store)
     assert store.opened == ["config.json", "model.safetensors"]
     assert dict(checkpoint.side_files) == {"tokenizer.json": 2}
@@ -201,7 +165,7 @@ def test_any_index_is_followed_within_the_model_or_refused(value: Any, name: str
     files = JSON | {SHARDS[0]: ONE, SHARDS[1]: TWO, "x.bin": BIN, name: content}
     if config:
         files["config.json"] = content
-    store = Memory(files)
+    store = Memory("org/m", files)
     try:
         found = open_checkpoint(store)
     except CheckpointError as error:

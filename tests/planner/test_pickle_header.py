@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memory_store import torch_saved
 from weft.errors import CheckpointError
 from weft.planner.pickle_header import pickle_header
 
@@ -28,13 +29,7 @@ TENSORS = {
 }
 
 
-def saved(value: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
-VALID = saved(TENSORS)
+VALID = torch_saved(TENSORS)
 PLACES = {tensor.name: tensor for tensor in pickle_header(io.BytesIO(VALID), "m/x.bin").tensors}
 
 
@@ -71,7 +66,7 @@ def test_what_training_writes_is_read() -> None:
         {"state_dict": module.state_dict(), "epoch": 3},
         dict(module.state_dict()) | {"note": "text", "step": 5},
     ):
-        assert {tensor.name for tensor in pickle_header(io.BytesIO(saved(value)), "m").tensors} == {"weight", "bias"}
+        assert {tensor.name for tensor in pickle_header(io.BytesIO(torch_saved(value)), "m").tensors} == {"weight", "bias"}
 
 
 class Calls:
@@ -100,7 +95,7 @@ class Calls:
 def test_no_code_runs(call: Calls, place: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     value = {"value": {"x": call}, "key": {call: 1}, "root": call}[place]
-    assert "refused: it is more than tensors: it wants to load" in message(saved(value))
+    assert "refused: it is more than tensors: it wants to load" in message(torch_saved(value))
     assert not list(tmp_path.iterdir())
 
 
@@ -137,8 +132,8 @@ def test_archives_that_lie() -> None:
     assert "not a PyTorch checkpoint" in message(changed({"/data.pkl": b""}).replace(b"data.pkl", b"data.pkx"))
     assert "refused" in message(changed({"/data.pkl": b""}))
     assert "refused" in message(changed({"/data.pkl": pickle.dumps([TENSORS])}))
-    assert "not a state dict" in message(saved([1]))
-    assert "not a state dict" in message(saved({1: torch.ones(1)}))
+    assert "not a state dict" in message(torch_saved([1]))
+    assert "not a state dict" in message(torch_saved({1: torch.ones(1)}))
     assert "damaged" in message(VALID.replace(b"PK\x03\x04", b"PK\x03\x05"))
 
 

@@ -1,0 +1,45 @@
+"""Checkpoints that are no files: a store in memory, and what torch would write."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+
+class Memory:
+    """A store of files that are given as bytes; knows what was opened."""
+
+    commit: str | None = None
+
+    def __init__(self, label: str, files: Mapping[str, bytes]) -> None:
+        self.label, self.files, self.opened = label, files, list[str]()
+
+    def sizes(self) -> Mapping[str, int]:
+        return {name: len(data) for name, data in self.files.items()}
+
+    def read(self, name: str) -> bytes:
+        self.opened.append(name)
+        return self.files[name]
+
+    def open(self, name: str) -> BinaryIO:
+        return io.BytesIO(self.read(name))
+
+    def identity(self, name: str) -> str:
+        return name
+
+    def path(self, name: str) -> Path | None:
+        return None
+
+    def download(self, names: Sequence[str], quiet: bool = False) -> None:
+        raise AssertionError
+
+
+def torch_saved(value: object) -> bytes:
+    """What torch.save writes."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
