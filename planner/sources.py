@@ -62,14 +62,13 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A whole model, or one module of it: runs in order. `sliced` says whether the config wrote the runs itself.
+    """A whole model, or one module of it: runs in order.
 
     `stack` is the stack the runs speak of; `holds` decides which tensors belong to the part.
     """
 
     runs: tuple[Run, ...]
     stack: Stack | None
-    sliced: bool
     holds: Callable[[Place], bool]
 
 
@@ -115,7 +114,7 @@ class _Reader:
 
     def part(self, slices: list[Slice] | None, whole: bool, holds: Callable[[Place], bool]) -> Part:
         runs = (self._whole(),) if whole else tuple(self._slice(i, piece) for i, piece in enumerate(slices or []))
-        return Part(runs, self._stack(runs[0].sources[0].model, self.path), not whole, holds)
+        return Part(runs, self._stack(runs[0].sources[0].model, self.path), holds)
 
     def _stack(self, model: Model, path: Path) -> Stack | None:
         if self.module is None:

@@ -159,7 +159,6 @@ class Trials:
     def __init__(self, scenario: Scenario, work: Path, report: Report) -> None:
         self.scenario, self.report = scenario, report
         self.out, self.attic, self.notes = work / "trial" / "out", work / "trial-attic", work / "notes"
-        self.attempts = 0
 
     def begin(self) -> None:
         for folder in (self.out.parent, self.attic):

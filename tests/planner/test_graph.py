@@ -47,10 +47,6 @@ def tile_elements(one: Recipe, how: Kernel, capacity: int) -> int:
     return under_test.tile_elements(alone(one, how), capacity)
 
 
-def read_by(one: Recipe) -> list[InputTensor]:
-    return list(one.leaves())
-
-
 def tasks(recipes: Sequence[Recipe], kernels: Sequence[Kernel], capacity: int, kind: type) -> list[Any]:
     graph = build_graph(recipes, kernels, range(len(recipes)), capacity)
     return [data["task"] for _, data in graph.nodes(data=True) if isinstance(data["task"], kind)]
