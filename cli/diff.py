@@ -27,7 +27,7 @@ Ram = Annotated[str, typer.Option(help="RAM for the comparison beyond what the p
 def diff(
     first: Annotated[str, typer.Argument(metavar="A", help="A folder or a Hub name (org/name@revision).")],
     second: Annotated[str, typer.Argument(metavar="B", help="The model to compare it with.")],
-    json: Annotated[bool, typer.Option("--json", help="Print everything for programs (docs/commands.md).")] = False,
+    json: o.Json = False,
     tensors: Annotated[bool, typer.Option("--tensors", "--verbose", "-v", help="List every tensor that differs.")] = False,
     ram: Ram = DEFAULT_RAM,
     quiet: o.Quiet = False,

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def explain(
-    config: Annotated[str, typer.Argument(help="A merge config (YAML), a saved plan, or MODEL+ADAPTER.")],
+    config: o.Config,
     tensor: Annotated[str, typer.Argument(help="A tensor of the result: its name, a part of it, or a pattern with * and ?.")],
     out: Annotated[
         Path | None, typer.Argument(help="The folder of the result: says whether the tensor is there already.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print everything for programs (docs/commands.md).")] = False,
+    json: o.Json = False,
     ram: o.Ram = None,
     vram: o.Vram = None,
     device: o.Device = None,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from . import options as o
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 def inspect(
     model: Annotated[str, typer.Argument(help="A folder, a Hub name (org/name@revision), or MODEL+ADAPTER.")],
-    json: Annotated[bool, typer.Option("--json", help="Print everything for programs (docs/commands.md).")] = False,
+    json: o.Json = False,
     tensors: Annotated[
         bool, typer.Option("--tensors", "--verbose", "-v", help="List every tensor and where it stands, not groups of them.")
     ] = False,

@@ -1,4 +1,4 @@
-"""Options that `plan` and `run` share, and flags of pasted command lines with what weft does about each."""
+"""Arguments and options that commands share, and flags of pasted command lines with what weft does about each."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import typer
 if TYPE_CHECKING:
     from ..planner.plan import Options, Plan
 
+Config = Annotated[str, typer.Argument(help="A merge config (YAML), a saved plan, or MODEL+ADAPTER.")]
+Json = Annotated[bool, typer.Option("--json", help="Print everything for programs (docs/commands.md).")]
 Ram = Annotated[
     str | None,
     typer.Option(

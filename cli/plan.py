@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    config: Annotated[str, typer.Argument(help="A merge config (YAML), a saved plan, or MODEL+ADAPTER.")],
+    config: o.Config,
     out: Annotated[Path | None, typer.Argument(help="The folder that `weft run` would write.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the plan for programs (docs/plan-json.md).")] = False,
     graph: Annotated[Path | None, typer.Option(help="Write the task graph: a .graphml or .dot file.", show_default=False)] = None,
