@@ -1,4 +1,4 @@
-"""Small models on the disk, whole ones and broken ones."""
+"""Small models on the disk, whole ones and broken ones, and configs that merge two of them, a and b."""
 
 from __future__ import annotations
 
@@ -14,6 +14,32 @@ from safetensors.torch import save_file
 INDEX = "model.safetensors.index.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 Tensors = dict[str, torch.Tensor]
+
+LINEAR = """\
+models:
+  - model: a
+    parameters: {weight: 1}
+  - model: b
+    parameters: {weight: 1}
+merge_method: linear
+"""
+SLERP = """\
+models: [{model: a}, {model: b}]
+base_model: a
+merge_method: slerp
+parameters: {t: 0.5}
+"""
+SLICES = """\
+slices:
+  - sources:
+      - model: a
+        layer_range: [0, 4]
+      - model: b
+        layer_range: [0, 4]
+base_model: a
+merge_method: slerp
+parameters: {t: 0.5}
+"""
 
 
 def tensors(

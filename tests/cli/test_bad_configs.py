@@ -8,39 +8,14 @@ from typing import NamedTuple
 import pytest
 
 from cli.command import finished_looking, weft
-from cli.models import write_model
+from cli.models import LINEAR, SLERP, SLICES, write_model
 
-LINEAR = """\
-models:
-  - model: a
-    parameters: {weight: 1}
-  - model: b
-    parameters: {weight: 1}
-merge_method: linear
-"""
 TIES = """\
 models:
   - model: b
     parameters: {weight: 1, density: 0.5}
 base_model: a
 merge_method: ties
-"""
-SLERP = """\
-models: [{model: a}, {model: b}]
-base_model: a
-merge_method: slerp
-parameters: {t: 0.5}
-"""
-SLICES = """\
-slices:
-  - sources:
-      - model: a
-        layer_range: [0, 4]
-      - model: b
-        layer_range: [0, 4]
-base_model: a
-merge_method: slerp
-parameters: {t: 0.5}
 """
 
 

@@ -15,16 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from cli.command import finished_looking, weft
-from cli.models import INDEX, SHARDS, edit_json, entry, safetensors_bytes, tensors, write_model
+from cli.models import INDEX, LINEAR, SHARDS, edit_json, entry, safetensors_bytes, tensors, write_model
 
-LINEAR = """\
-models:
-  - model: a
-    parameters: {weight: 1}
-  - model: b
-    parameters: {weight: 1}
-merge_method: linear
-"""
 B = Path("b")
 WEIGHTS = B / "model.safetensors"
 PICKLE = B / "pytorch_model.bin"

@@ -15,20 +15,9 @@ import networkx as nx
 import pytest
 
 from cli.command import weft
-from cli.models import SHARDS, write_model
+from cli.models import SHARDS, SLICES, write_model
 
-CONFIG = """\
-slices:
-  - sources:
-      - model: a
-        layer_range: [0, 4]
-      - model: b
-        layer_range: [0, 4]
-base_model: a
-merge_method: slerp
-parameters: {t: 0.5}
-dtype: float16
-"""
+CONFIG = SLICES + "dtype: float16\n"
 DOCS = Path(__file__).parents[2] / "docs" / "plan-json.md"
 
 

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli.command import finished_looking, weft
-from cli.models import write_model
-
-CONFIG = "models: [{model: a}, {model: b}]\nbase_model: a\nmerge_method: slerp\nparameters: {t: 0.5}\n"
+from cli.models import SLERP, write_model
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +17,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_model(Path("a"))
     write_model(Path("b"), seed=1)
-    Path("merge.yaml").write_text(CONFIG)
+    Path("merge.yaml").write_text(SLERP)
 
 
 @pytest.mark.parametrize("workers", ["1", "2", "16"])
@@ -40,7 +38,7 @@ def test_a_tensor_larger_than_the_budget() -> None:
     """64 MiB either do, or the plan says what would."""
     for seed, name in enumerate(("big_a", "big_b")):
         write_model(Path(name), layers=1, hidden=512, vocabulary=32768, seed=seed)
-    Path("merge.yaml").write_text(CONFIG.replace("model: ", "model: big_"))
+    Path("merge.yaml").write_text(SLERP.replace("model: ", "model: big_"))
     outcome = weft("run", "merge.yaml", "out", "--quiet", "--ram", "64MiB", "--workers", "4")
     if outcome.code != 0:
         match = re.search(r"--ram (\d+)MiB would do", outcome.line)

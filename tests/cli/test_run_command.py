@@ -19,11 +19,10 @@ import torch
 from safetensors.torch import load_file
 
 from cli.command import weft, weft_process
-from cli.models import tensors, write_model
+from cli.models import SLERP, tensors, write_model
 from weft import __version__
 from weft.ops.registry import methods
 
-CONFIG = "models: [{model: a}, {model: b}]\nbase_model: a\nmerge_method: slerp\nparameters: {t: 0.5}\n"
 COMMANDS = ("plan", "run", "methods", "schema")
 FIRST_METHODS = {"linear", "slerp", "passthrough", "task_arithmetic", "ties", "dare_linear", "dare_ties"}
 PASTED = ("--copy-tokenizer", "--allow-crimes", "--out-shard-size", "1B", "--lazy-unpickle", "--trust-remote-code")
@@ -35,7 +34,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_model(Path("a"))
     write_model(Path("b"), seed=1)
-    Path("merge.yaml").write_text(CONFIG)
+    Path("merge.yaml").write_text(SLERP)
 
 
 # what is printed
@@ -78,7 +77,7 @@ def test_quiet_prints_nothing() -> None:
 
 
 def test_a_result_that_is_the_base_model_is_warned_of() -> None:
-    Path("merge.yaml").write_text(CONFIG.replace("0.5", "0"))
+    Path("merge.yaml").write_text(SLERP.replace("0.5", "0"))
     assert "the result is identical to the base model" in weft("run", "merge.yaml", "out").out
 
 
@@ -86,7 +85,7 @@ def test_nan_is_warned_of() -> None:
     spoilt = tensors(seed=2)
     spoilt["model.norm.weight"][3] = torch.nan
     write_model(Path("c"), spoilt)
-    Path("merge.yaml").write_text(CONFIG.replace("model: b", "model: c"))
+    Path("merge.yaml").write_text(SLERP.replace("model: b", "model: c"))
     outcome = weft("run", "merge.yaml", "out")
     assert outcome.code == 0
     assert re.search(r"^NaN, Inf +[1-9]\d*, 0", outcome.out, re.MULTILINE)
@@ -94,7 +93,7 @@ def test_nan_is_warned_of() -> None:
 
 
 def test_a_parameter_without_effect_is_noted() -> None:
-    Path("merge.yaml").write_text(CONFIG.replace("{t: 0.5}", "{t: 0.5, density: 0.3}"))
+    Path("merge.yaml").write_text(SLERP.replace("{t: 0.5}", "{t: 0.5, density: 0.3}"))
     assert re.search(r"^note +the parameter 'density' has no effect on slerp", weft("run", "merge.yaml", "out").out, re.MULTILINE)
 
 
@@ -127,7 +126,7 @@ def on_a_terminal(*arguments: str) -> tuple[int, str]:
 def test_on_a_terminal_a_bar_is_drawn_and_cleared() -> None:
     for seed, name in enumerate(("big_a", "big_b")):
         write_model(Path(name), layers=2, hidden=256, vocabulary=4096, seed=seed)
-    Path("merge.yaml").write_text(CONFIG.replace("model: ", "model: big_"))
+    Path("merge.yaml").write_text(SLERP.replace("model: ", "model: big_"))
     code, seen = on_a_terminal("run", "merge.yaml", "out")
     assert code == 0, seen
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen)

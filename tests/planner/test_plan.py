@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from cli.models import entry, safetensors_bytes, tensors, write_model
+from cli.models import SLERP, entry, safetensors_bytes, tensors, write_model
 from weft.errors import BudgetError, CheckpointError, ConfigError
 from weft.planner.config import load_config
 from weft.planner.memory import Budget
 from weft.planner.plan import Options, Plan, make_plan, remaining
 
 GiB = 1 << 30
-SLERP = "models: [{model: a}, {model: b}]\nbase_model: a\nmerge_method: slerp\nparameters: {t: 0.5}\n"
 DARE = "models: [{model: b, parameters: {weight: 1, density: 0.5}}]\nbase_model: a\nmerge_method: dare_linear\n"
 
 
