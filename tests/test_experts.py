@@ -27,8 +27,6 @@ PROMPTS = 40
 def example() -> Iterator[Any]:
     """The example's scripts, which are no package."""
     names = ("skills", "evaluate", "table")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the models are too small to share
     sys.path.insert(0, str(HERE))
     try:
         import evaluate
@@ -37,7 +35,6 @@ def example() -> Iterator[Any]:
 
         yield type("Example", (), {"skills": skills, "evaluate": evaluate, "table": table})
     finally:
-        torch.set_num_threads(threads)
         sys.path.remove(str(HERE))
         for name in names:
             sys.modules.pop(name, None)

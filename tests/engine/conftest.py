@@ -1,4 +1,4 @@
-"""Models that tests of the engine share."""
+"""Models that are too large to be made for each test."""
 
 from __future__ import annotations
 

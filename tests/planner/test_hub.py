@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub.constants as hub_settings
-import huggingface_hub.utils
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -27,29 +26,12 @@ from weft.planner.remote_file import remote_file
 
 NAME = "org/tiny"
 Use = Callable[..., None]
+"""Points the client at an endpoint (see tests/conftest.py)."""
 
 
-@pytest.fixture
-def use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Use:
-    """Points huggingface_hub, which reads its environment once, at an endpoint, with an empty cache."""
-    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(hub_settings, "HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
-    monkeypatch.setattr(hub_settings, "HF_STORED_TOKENS_PATH", str(tmp_path / "home" / "stored_tokens"))
-    monkeypatch.setattr(hub_settings, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
-    monkeypatch.setattr(hub_settings, "HF_HUB_OFFLINE", False)
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weft.planner.hub_range.time.sleep", lambda seconds: None)
-
-    def configure(endpoint: str, offline: bool = False) -> None:
-        monkeypatch.setattr(hub_settings, "ENDPOINT", endpoint)
-        monkeypatch.setattr(hub_settings, "HF_HUB_OFFLINE", offline)
-        # Versions before 1 keep a copy of the template, and sessions that know from their start whether they are offline.
-        for module in ("constants", "file_download"):
-            template = f"huggingface_hub.{module}.HUGGINGFACE_CO_URL_TEMPLATE"
-            monkeypatch.setattr(template, endpoint + "/{repo_id}/resolve/{revision}/{filename}", raising=False)
-        getattr(huggingface_hub.utils, "reset_sessions", lambda: None)()
-
-    return configure
 
 
 def tensors(layer: int) -> dict[str, torch.Tensor]:
