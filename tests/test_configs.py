@@ -1,20 +1,22 @@
-"""The configs of configs/, run as people run them: against small models of 32 layers under the real names, on a local Hub."""
+"""The configs of configs/, run as people run them: against small models of 32 layers under the real names, on a local Hub.
+
+All in this process: that one of its own honours the Hub's settings is seen in tests/planner/test_hub.py and tests/test_adapters.py,
+and that it takes what people paste behind `run` in tests/test_golden.py.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cli.command import weft_process
+import weft
+from cli.command import weft as command
 from cli.models import tensors, write_model
 from hub_server import HubServer
 from mixtures import SLIDING, make_model
@@ -22,6 +24,7 @@ from vocabularies import word_tokenizer
 from weft.ops.registry import methods
 from weft.planner.config import read_config
 
+Use = Callable[..., None]
 CONFIGS = Path(__file__).parents[1] / "configs"
 SEEDS = ("dare-ties-mistral", "passthrough-mistral", "slerp-llama3-chinese", "slerp-mistral", "ties-mistral")
 MIXTURES = {"moe": "mixtral", "moe-qwen2": "qwen2_moe"}
@@ -79,33 +82,20 @@ def test_every_method_has_a_config() -> None:
     assert used == set(methods())
 
 
-RUN_ALL = """
-import sys, weft
-from pathlib import Path
-for config in sys.argv[2:]:
-    out = Path(sys.argv[1]) / Path(config).stem
-    summary = weft.run(weft.plan(config, ram="256MiB"), out)
-    print(out.name, summary.tensors, summary.nan + summary.inf, (out / "weft.json").is_file())
-"""
-
-
-def test_every_methods_config_runs(hub: HubServer, tmp_path: Path) -> None:
-    """In one process, which starts and downloads once."""
-    wanted = sorted(CONFIGS / f"{name}.yaml" for name in methods())
-    settings = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-c", RUN_ALL, str(tmp_path), *map(str, wanted)]
-    outcome = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=300)
-    assert outcome.returncode == 0, outcome.stderr
-    lines = [line.split() for line in outcome.stdout.splitlines()]
-    assert [line[0] for line in lines] == [path.stem for path in wanted]
-    assert all(int(line[1]) > 32 and line[2:] == ["0", "True"] for line in lines), outcome.stdout
+@pytest.mark.parametrize("method", sorted(methods()))
+def test_every_methods_config_runs(method: str, hub: HubServer, tmp_path: Path, use: Use) -> None:
+    use(hub.url)
+    summary = weft.run(weft.plan(CONFIGS / f"{method}.yaml", ram="256MiB"), tmp_path / "out")
+    assert summary.tensors > 32 and summary.nan + summary.inf == 0
+    assert (tmp_path / "out" / "weft.json").is_file()
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in MIXTURES))
-def test_a_plan_fetches_kilobytes(name: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_fetches_kilobytes(name: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Use) -> None:
     monkeypatch.chdir(tmp_path)
+    use(hub.url)
     before = len(hub.requests)
-    outcome = weft_process("plan", CONFIGS / f"{name}.yaml", "out", "--json", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"))
+    outcome = command("plan", CONFIGS / f"{name}.yaml", "out", "--json")
     assert outcome.code == 0, outcome.err
     fetched: dict[str, int] = {}
     for request in hub.requests[before:]:
@@ -124,12 +114,12 @@ def test_a_plan_fetches_kilobytes(name: str, hub: HubServer, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("name", SEEDS)
-def test_people_run_it_as_it_is(name: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_people_run_it_as_it_is(name: str, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Use) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    use(hub.url)
     config = CONFIGS / f"{name}.yaml"
 
-    outcome = weft_process("run", config, "out", *FLAGS, **settings)
+    outcome = command("run", config, "out", *FLAGS)
     assert outcome.code == 0, outcome.err
     assert re.search(r"^done in ", outcome.out, re.MULTILINE)
     result = load_file("out/model.safetensors")
@@ -144,19 +134,20 @@ def test_people_run_it_as_it_is(name: str, hub: HubServer, tmp_path: Path, monke
     expected(name, result)
 
     requests = len(hub.requests)
-    offline = weft_process("plan", config, "out", "--json", HF_HUB_OFFLINE="1", **settings)
+    use(hub.url, offline=True)
+    offline = command("plan", config, "out", "--json")
     assert offline.code == 0, offline.err
     about = json.loads(offline.out)
     assert (about["bytes_to_download"], about["out"]) == (0, "complete")
     if name == "slerp-llama3-chinese":
-        again = weft_process("run", config, "again", "--quiet", HF_HUB_OFFLINE="1", **settings)
+        again = command("run", config, "again", "--quiet")
         assert (again.code, again.err) == (0, "")
         assert Path("again/model.safetensors").read_bytes() == Path("out/model.safetensors").read_bytes()
     assert len(hub.requests) == requests
 
 
 @pytest.mark.parametrize("name", MIXTURES)
-def test_a_mixture_is_planned(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mixture_is_planned(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Use) -> None:
     monkeypatch.chdir(tmp_path)
     config = read_config(CONFIGS / f"{name}.yaml")
     assert config.mixture is not None
@@ -166,15 +157,15 @@ def test_a_mixture_is_planned(name: str, tmp_path: Path, monkeypatch: pytest.Mon
         str(config.mixture.base_model): model
     }
     with HubServer(models) as server:
-        settings = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
-        outcome = weft_process("plan", CONFIGS / f"{name}.yaml", "--json", **settings)
+        use(server.url)
+        outcome = command("plan", CONFIGS / f"{name}.yaml", "--json")
         assert outcome.code == 0, outcome.err
         about = json.loads(outcome.out)
         assert {model["model"] for model in about["models"]} == set(models)
         assert about["method"] == "mixture" and about["bytes_to_download"] > 0 and about["peak_tensor"] == "the router"
         if name == "moe-qwen2":
             return
-        outcome = weft_process("run", CONFIGS / f"{name}.yaml", "out", "--show-routing", **settings)
+        outcome = command("run", CONFIGS / f"{name}.yaml", "out", "--show-routing")
     assert outcome.code == 0, outcome.err
     assert "solve the equation for x" in outcome.out
     result = json.loads(Path("out/config.json").read_text())
@@ -182,10 +173,10 @@ def test_a_mixture_is_planned(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert result["sliding_window"] == SLIDING["sliding_window"]
 
 
-def test_an_adapter_is_applied(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_is_applied(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Use) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
-    outcome = weft_process("run", CONFIGS / "lora.yaml", "out", **settings)
+    use(hub.url)
+    outcome = command("run", CONFIGS / "lora.yaml", "out")
     assert outcome.code == 0, outcome.err
     result = load_file("out/model.safetensors")
     own = tensors(layers=32, hidden=16, vocabulary=64, seed=NAMES.index("mistralai/Mistral-7B-v0.1"))
@@ -194,10 +185,10 @@ def test_an_adapter_is_applied(hub: HubServer, tmp_path: Path, monkeypatch: pyte
     assert torch.equal(result["model.padding.weight"], PADDING + 1)
 
 
-def test_vocabularies_are_merged(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vocabularies_are_merged(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Use) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
-    outcome = weft_process("run", CONFIGS / "tokenizer-union.yaml", "out", **settings)
+    use(hub.url)
+    outcome = command("run", CONFIGS / "tokenizer-union.yaml", "out")
     assert outcome.code == 0, outcome.err
     result = load_file("out/model.safetensors")
     assert json.loads(Path("out/config.json").read_text())["vocab_size"] == 128
