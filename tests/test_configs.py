@@ -1,7 +1,7 @@
 """The configs of configs/, run as people run them: against small models of 32 layers under the real names, on a local Hub.
 
-All in this process: that one of its own honours the Hub's settings is seen in tests/planner/test_hub.py and tests/test_adapters.py,
-and that it takes what people paste behind `run` in tests/test_golden.py.
+All in this process: tests/planner/test_hub.py and tests/test_adapters.py see one of its own honour the Hub's settings, and
+tests/test_golden.py sees it take what people paste behind `run`.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def test_every_method_has_a_config() -> None:
 def test_every_methods_config_runs(method: str, hub: HubServer, tmp_path: Path, use: Use) -> None:
     use(hub.url)
     summary = weft.run(weft.plan(CONFIGS / f"{method}.yaml", ram="256MiB"), tmp_path / "out")
-    assert summary.tensors > 32 and summary.nan + summary.inf == 0
+    assert summary is not None and summary.tensors > 32 and summary.nan + summary.inf == 0
     assert (tmp_path / "out" / "weft.json").is_file()
 
 

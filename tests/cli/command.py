@@ -8,10 +8,16 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
+import typer.main
+
 from weft.cli.main import main
+
+# typer would build the parsers of all commands anew for every one that is run, which takes longer than most of these.
+typer.main.get_command = cache(typer.main.get_command)
 
 
 @dataclass(frozen=True, slots=True)
