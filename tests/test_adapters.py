@@ -362,19 +362,19 @@ def test_an_adapter_of_whole_tensors_alone(plain: Trained, tmp_path: Path) -> No
     assert "1 come from other models alone" in outcome.out and "identical" not in outcome.out
 
 
-def test_an_adapter_from_the_hub(plain: Trained, tmp_path: Path) -> None:
+def test_an_adapter_from_the_hub(plain: Trained, tmp_path: Path, use: Callable[..., None]) -> None:
     """The plan reads headers, the run downloads both."""
     with HubServer({"org/base": plain.base, "org/adapter": plain.adapter}) as hub:
-        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
-        planned = weft_process("plan", "org/base+org/adapter", "--json", **settings)
+        use(hub.url)
+        planned = weft("plan", "org/base+org/adapter", "--json")
         assert planned.code == 0, planned.err
         models = {model["model"]: model for model in json.loads(planned.out)["models"]}
         assert set(models) == {"org/base", "org/adapter"}
         assert all(len(model["commit"]) == 40 and model["bytes_to_download"] > 0 for model in models.values())
-        done = weft_process("run", "org/base+org/adapter@main", tmp_path / "out", **settings)
+        done = weft("run", "org/base+org/adapter@main", tmp_path / "out")
         assert done.code == 0, done.err
         before = hub.sent(WEIGHTS)
-        again = weft_process("plan", "org/base+org/adapter", "--json", **settings)
+        again = weft("plan", "org/base+org/adapter", "--json")
         assert again.code == 0 and json.loads(again.out)["bytes_to_download"] == 0, again.err
         assert hub.sent(WEIGHTS) == before
     equal_to_rounding(result(tmp_path / "out"), plain.merged)

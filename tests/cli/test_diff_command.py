@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cli.command import weft, weft_process
+from cli.command import weft
 from cli.models import tensors, write_model
 
 UP = "model.layers.2.mlp.up_proj.weight"
@@ -63,5 +63,5 @@ def test_the_list_is_short_unless_all_are_asked_for() -> None:
 def test_what_cannot_be_compared() -> None:
     assert "write the adapter into its base" in weft("diff", "a", "a+x").line
     assert "there is no such folder" in weft("diff", "a", "nowhere").line
-    outcome = weft_process("diff", "a", "a", "--ram", "1MiB")
+    outcome = weft("diff", "a", "a", "--ram", "1MiB")
     assert outcome.code == 3 and re.search(r"--ram \d+MiB would do", outcome.line)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from merges import hashes, linear, merge, plan, weft, write_config, write_two
+from cli.command import weft
+from merges import hashes, linear, merge, plan, write_config, write_two
 from weft.engine.reuse import state_of
 from weft.engine.run import run
 from weft.errors import OutputError
@@ -28,8 +29,8 @@ def test_a_finished_folder_needs_nothing(tmp_path: Path) -> None:
     assert picture(tmp_path / "out") == before
     assert state_of(made, tmp_path / "out") == "complete"
     config = write_config(tmp_path / "config.yaml", linear(base, other))
-    again = weft(config, tmp_path / "out")
-    assert again.returncode == 0 and "nothing to do" in again.stdout
+    again = weft("run", config, tmp_path / "out")
+    assert again.code == 0 and "nothing to do" in again.out
     assert picture(tmp_path / "out") == before
 
 
@@ -39,9 +40,9 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
     config = write_config(tmp_path / "config.yaml", linear(base, other))
-    result = weft(config, out)
-    assert result.returncode == 2
-    assert result.stderr.splitlines()[-1] == f"weft: {out} holds files that weft did not write: name a new or empty folder"
+    result = weft("run", config, out)
+    assert result.code == 2
+    assert result.err.splitlines()[-1] == f"weft: {out} holds files that weft did not write: name a new or empty folder"
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
     assert state_of(plan(linear(base, other)), out) == "foreign"
 

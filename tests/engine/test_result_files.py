@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cli.command import weft
 from golden.compare import load
 from merges import (
     CONFIG,
@@ -25,7 +26,6 @@ from merges import (
     plan,
     recipe,
     small_tensors,
-    weft,
     write_config,
     write_model,
     write_sides,
@@ -93,8 +93,8 @@ def test_several_shards_and_their_index(tmp_path: Path) -> None:
 
 def test_shard_size_on_the_command_line(tmp_path: Path) -> None:
     base, other = write_two(tmp_path)
-    result = weft(write_config(tmp_path / "c.yaml", linear(base, other)), tmp_path / "out", "--out-shard-size", "4K")
-    assert result.returncode == 0, result.stderr
+    result = weft("run", write_config(tmp_path / "c.yaml", linear(base, other)), tmp_path / "out", "--out-shard-size", "4K")
+    assert result.code == 0, result.err
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
 
 
@@ -254,20 +254,20 @@ def test_a_result_that_is_the_base_is_warned_of(tmp_path: Path) -> None:
     base, other = write_two(tmp_path)
     config = recipe("slerp", base, other)
     config["parameters"] = {"t": 0}
-    result = weft(write_config(tmp_path / "c.yaml", config), tmp_path / "out")
-    assert result.returncode == 0
-    assert "the result is identical to the base model" in result.stdout
+    result = weft("run", write_config(tmp_path / "c.yaml", config), tmp_path / "out")
+    assert result.code == 0
+    assert "the result is identical to the base model" in result.out
     config["parameters"] = {"t": 0.1}
-    result = weft(write_config(tmp_path / "c.yaml", config), tmp_path / "out2")
-    assert "identical" not in result.stdout and "9 of 9 tensors" in result.stdout
+    result = weft("run", write_config(tmp_path / "c.yaml", config), tmp_path / "out2")
+    assert "identical" not in result.out and "9 of 9 tensors" in result.out
 
 
 def test_nan_is_warned_of(tmp_path: Path) -> None:
     tensors = small_tensors(1)
     tensors["model.norm.weight"][0] = float("nan")
     base, other = write_model(tmp_path / "base", tensors), write_model(tmp_path / "other", small_tensors(2))
-    result = weft(write_config(tmp_path / "c.yaml", linear(base, other)), tmp_path / "out")
-    assert result.returncode == 0 and "NaN or Inf values in model.norm.weight" in result.stdout
+    result = weft("run", write_config(tmp_path / "c.yaml", linear(base, other)), tmp_path / "out")
+    assert result.code == 0 and "NaN or Inf values in model.norm.weight" in result.out
 
 
 def test_the_run_reads_its_shards_back(tmp_path: Path) -> None:
@@ -418,9 +418,9 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> 
     folder, made_by_it = write_pickled(tmp_path / "bin", small_tensors(1), 1), tmp_path / "made_by_it"
     torch.save({**small_tensors(1), "model.norm.weight": Malicious(made_by_it)}, folder / "pytorch_model.bin")
     config = write_config(tmp_path / "c.yaml", {"merge_method": "passthrough", "models": [{"model": str(folder)}]})
-    result = weft(config, tmp_path / "out")
-    assert result.returncode == 2 and not made_by_it.exists() and not (tmp_path / "out").exists()
-    (line,) = [line for line in result.stderr.splitlines() if line]
+    result = weft("run", config, tmp_path / "out")
+    assert result.code == 2 and not made_by_it.exists() and not (tmp_path / "out").exists()
+    (line,) = [line for line in result.err.splitlines() if line]
     assert "pytorch_model.bin" in line and "mkdir" in line
     torch.load(folder / "pytorch_model.bin", weights_only=False)
     assert made_by_it.exists(), "the file was not malicious, so the test proved nothing"
