@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,40 @@ def install(source: Path, target: Path, project: str, modules: Mapping[str, str]
     return target
 
 
+SERVE = """
+import dataclasses, json, sys
+from cli.command import weft
+for line in sys.stdin:
+    print(json.dumps(dataclasses.asdict(weft(*json.loads(line)))), flush=True)
+"""
+"""Runs one command after another, so that not every one waits for torch."""
+
+
+class Site:
+    """weft in a process of its own that finds what is installed in `path`."""
+
+    def __init__(self, path: Path) -> None:
+        settings = {**environment(), "PYTHONPATH": f"{path}{os.pathsep}{ROOT / 'tests'}"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SERVE], env=settings, cwd=path, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def weft(self, *arguments: str | Path) -> Outcome:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps([str(argument) for argument in arguments]), file=self._process.stdin, flush=True)
+        return Outcome(**json.loads(self._process.stdout.readline()))
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
+
+
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which the package of CONTRIBUTING.md is installed."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Where the package of CONTRIBUTING.md is installed."""
     root = tmp_path_factory.mktemp("package")
-    return install(root / "source", root / "site", block(PACKAGE, "toml"), {"weft_clipped_mean": block(PACKAGE, "python")})
+    files = {"weft_clipped_mean": block(PACKAGE, "python")}
+    with contextlib.closing(Site(install(root / "source", root / "site", block(PACKAGE, "toml"), files))) as site:
+        yield site
 
 
 @pytest.fixture(scope="module")
@@ -72,29 +102,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def weft(path: Path, *arguments: str | Path) -> Outcome:
-    """In a process of its own that finds what is installed in `path`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "weft", *map(str, arguments)],
-        env={**environment(), "PYTHONPATH": str(path)},
-        cwd=path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    """One command there."""
+    with contextlib.closing(Site(path)) as site:
+        return site.weft(*arguments)
 
 
-def run_in_two_budgets(path: Path, config: Mapping[str, Any], root: Path) -> dict[str, torch.Tensor]:
+def run_in_two_budgets(site: Site, config: Mapping[str, Any], root: Path) -> dict[str, torch.Tensor]:
     """The result, which must be the same in the smallest budget, where it is cut into tiles, and in a large one."""
     file, seen = root / "config.yaml", set()
     file.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    needed = re.search(r"--ram (\d+MiB) would do", weft(path, "plan", file, "--ram", "1MiB", "-j", "1").line)
+    needed = re.search(r"--ram (\d+MiB) would do", site.weft("plan", file, "--ram", "1MiB", "-j", "1").line)
     assert needed
-    about = json.loads(weft(path, "plan", file, "--ram", needed[1], "-j", "1", "--json").out)
+    about = json.loads(site.weft("plan", file, "--ram", needed[1], "-j", "1", "--json").out)
     assert about["method"] == config["merge_method"] and about["tiled_tensors"] == 1
     for ram, workers in ((needed[1], "1"), ("1GiB", "3")):
-        done = weft(path, "run", file, root / f"out-{ram}", "--ram", ram, "-j", workers)
+        done = site.weft("run", file, root / f"out-{ram}", "--ram", ram, "-j", workers)
         assert done.code == 0, done.err
         seen.add(hashlib.sha256((root / f"out-{ram}" / "model.safetensors").read_bytes()).hexdigest())
     assert len(seen) == 1
@@ -104,16 +126,16 @@ def run_in_two_budgets(path: Path, config: Mapping[str, Any], root: Path) -> dic
 # In a package.
 
 
-def test_the_package_brings_its_method(site: Path) -> None:
-    listed = weft(site, "methods")
+def test_the_package_brings_its_method(site: Site) -> None:
+    listed = site.weft("methods")
     assert listed.code == 0, listed.err
     assert re.search(r"^clipped_mean +Mean of the models without its outliers\. +1 or more models", listed.out, re.MULTILINE)
     assert "largest element, in root mean squares (global; 3)" in listed.out
-    assert "clipped_mean" in json.loads(weft(site, "schema").out)["$defs"]["MergeConfig"]["properties"]["merge_method"]["enum"]
+    assert "clipped_mean" in json.loads(site.weft("schema").out)["$defs"]["MergeConfig"]["properties"]["merge_method"]["enum"]
     assert "clipped_mean" not in weft(ROOT / "docs", "methods").out
 
 
-def test_the_package_merges(site: Path, models: dict[str, Path], tmp_path: Path) -> None:
+def test_the_package_merges(site: Site, models: dict[str, Path], tmp_path: Path) -> None:
     config = yaml.safe_load(block(PACKAGE, "yml"))
     for model, name in zip(config["models"], ("one", "two"), strict=True):
         model["model"] = str(models[name])
@@ -126,13 +148,13 @@ def test_the_package_merges(site: Path, models: dict[str, Path], tmp_path: Path)
     assert merged["model.embed_tokens.weight"].abs().max() < one["model.embed_tokens.weight"].abs().max() / 4
 
 
-def test_the_package_in_a_stage(site: Path, models: dict[str, Path], tmp_path: Path) -> None:
+def test_the_package_in_a_stage(site: Site, models: dict[str, Path], tmp_path: Path) -> None:
     """Its method takes a result from memory, and hands one on."""
     one, two = (str(models[name]) for name in ("one", "two"))
     text = yaml.safe_dump({"merge_method": "clipped_mean", "models": [{"model": one}, {"model": two}], "name": "first"})
     text += "---\n" + yaml.safe_dump({"merge_method": "clipped_mean", "models": [{"model": "first"}, {"model": one}]})
     (tmp_path / "stages.yaml").write_text(text)
-    assert weft(site, "run", tmp_path / "stages.yaml", tmp_path / "out", "--ram", "256MiB").code == 0
+    assert site.weft("run", tmp_path / "stages.yaml", tmp_path / "out", "--ram", "256MiB").code == 0
     a, b = (load_file(Path(model) / "model.safetensors")["model.norm.weight"].double() for model in (one, two))
 
     def clipped(x: torch.Tensor) -> torch.Tensor:
@@ -144,13 +166,13 @@ def test_the_package_in_a_stage(site: Path, models: dict[str, Path], tmp_path: P
     assert torch.allclose(merged.double(), expected, rtol=1e-6, atol=1e-7)
 
 
-def test_its_parameters_are_checked(site: Path, models: dict[str, Path], tmp_path: Path) -> None:
+def test_its_parameters_are_checked(site: Site, models: dict[str, Path], tmp_path: Path) -> None:
     config = {"merge_method": "clipped_mean", "models": [{"model": str(models["one"])}], "parameters": {"limt": 2}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert "did you mean 'limit'?" in weft(site, "plan", tmp_path / "config.yaml").line
+    assert "did you mean 'limit'?" in site.weft("plan", tmp_path / "config.yaml").line
     config["parameters"] = {"limit": -1}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert "limit" in weft(site, "plan", tmp_path / "config.yaml").line
+    assert "limit" in site.weft("plan", tmp_path / "config.yaml").line
 
 
 CASES = {
@@ -199,7 +221,6 @@ def test_a_file_in_ops(models: dict[str, Path], tmp_path: Path) -> None:
             if path.suffix == ".py" or path.name in ("cli", "engine", "planner"):
                 (target / path.name).symlink_to(path)
     (copy / "ops" / "clamp_merge.py").write_text(block("Add a merge method", "python"))
-    assert "clamp_merge" in weft(copy.parent, "methods").out
     config = {
         "merge_method": "clamp_merge",
         "base_model": str(models["base"]),
@@ -207,7 +228,9 @@ def test_a_file_in_ops(models: dict[str, Path], tmp_path: Path) -> None:
         "parameters": {"limit": 0.5},
     }
     # A map alone is cut into tiles only in the least budget.
-    merged = run_in_two_budgets(copy.parent, config, tmp_path)
+    with contextlib.closing(Site(copy.parent)) as site:
+        assert "clamp_merge" in site.weft("methods").out
+        merged = run_in_two_budgets(site, config, tmp_path)
     base, one, two = (load_file(models[name] / "model.safetensors") for name in ("base", "one", "two"))
     for name, tensor in merged.items():
         learned = (one[name].double() + two[name].double()) / 2 - base[name].double()
