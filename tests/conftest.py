@@ -9,6 +9,9 @@ import huggingface_hub.constants as hub_settings
 import huggingface_hub.utils
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("thorough", max_examples=1000)  # the default has 100; see tests/trials.py
 
 
 @pytest.fixture(autouse=True)

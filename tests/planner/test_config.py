@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from trials import trials
 from weft.errors import ConfigError
 from weft.ops.registry import methods
 from weft.planner.config import MergeConfig, json_schema, load_config
@@ -32,7 +33,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@trials(120)
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5) | VALUES)
 def test_any_structure_is_a_config_or_a_config_error(value: Any) -> None:
     check(yaml.safe_dump(value))
@@ -56,7 +57,7 @@ NEARLY = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@trials(120)
 @given(NEARLY)
 def test_nearly_right_configs_are_right_or_a_config_error(value: Any) -> None:
     check(yaml.safe_dump(value))
@@ -72,7 +73,7 @@ def check(text: str) -> None:
         assert str(error).startswith("merge.yaml") and "pydantic" not in str(error) and "Input should" not in str(error)
 
 
-@settings(max_examples=200, deadline=None)
+@trials(100)
 @given(st.text(max_size=80))
 def test_any_text_is_a_config_error(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^merge\.yaml"):

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from trials import trials
 from weft.errors import BudgetError
 from weft.ops.declare import BLOCK, PART, Arguments, Kernel
 from weft.planner import graph as under_test
@@ -151,7 +152,7 @@ made = st.builds(
 kernels = st.builds(kernel, st.integers(0, 2), st.booleans(), st.sampled_from([BLOCK, 65_000, 3 * PART + 8]))
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@trials(100, derandomize=True)
 @given(one=made, how=kernels, capacity=st.integers(0, 1 << 28))
 def test_a_tensor_or_two_tiles_fit_or_one_of_the_smallest(one: Recipe, how: Kernel, capacity: int) -> None:
     """One is read while the other is computed; no block is cut; every element is in one tile of each pass."""
@@ -183,7 +184,7 @@ def test_a_tensor_or_two_tiles_fit_or_one_of_the_smallest(one: Recipe, how: Kern
     assert sum(save.nbytes for save in saves) == size * ITEM_SIZES[one.dtype]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@trials(80, derandomize=True)
 @given(many=st.lists(st.tuples(made, kernels), min_size=1, max_size=5), capacity=st.integers(0, 1 << 26))
 def test_what_a_budget_error_names_is_enough_for_all_tensors(many: list[tuple[Recipe, Kernel]], capacity: int) -> None:
     recipes, ways = [one for one, _ in many], [how for _, how in many]
@@ -272,7 +273,7 @@ def test_tiles_come_in_order_though_another_tensor_reads_the_same_last_bytes() -
     assert in_order(graph, schedule(graph, 1 << 28))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@trials(100, derandomize=True)
 @given(
     which=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), kernels), min_size=2, max_size=6),
     capacity=st.integers(1 << 22, 1 << 27),

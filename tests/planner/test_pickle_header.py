@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memory_store import torch_saved
+from trials import trials
 from weft.errors import CheckpointError
 from weft.planner.pickle_header import pickle_header
 
@@ -162,7 +163,7 @@ def test_no_cut_goes_unseen(cut: int) -> None:
     assert "not a PyTorch zip checkpoint: cut short" in message(VALID[:cut])
 
 
-@settings(max_examples=600, deadline=None)
+@trials(200)
 @given(st.data())
 def test_spoilt_files_are_read_within_their_bounds_or_refused(data: st.DataObject) -> None:
     spoilt = bytearray(VALID)
@@ -182,7 +183,7 @@ def test_spoilt_files_are_read_within_their_bounds_or_refused(data: st.DataObjec
     within_bounds(bytes(spoilt))
 
 
-@settings(max_examples=300, deadline=None)
+@trials(100)
 @given(st.data())
 def test_spoilt_pickles_are_read_within_their_bounds_or_refused(data: st.DataObject) -> None:
     with zipfile.ZipFile(io.BytesIO(VALID)) as archive:

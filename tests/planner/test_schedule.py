@@ -16,9 +16,10 @@ from typing import Any
 
 import networkx as nx
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from trials import trials
 from weft.errors import BudgetError
 from weft.planner import schedule as module
 from weft.planner.schedule import Buffer, Schedule, schedule
@@ -614,7 +615,7 @@ def run(graph: nx.DiGraph[int], plan: Schedule, luck: random.Random) -> None:
                     holds(which, buffer)
 
 
-@settings(max_examples=2500, deadline=None, derandomize=True)
+@trials(500, derandomize=True)
 @given(graph=graphs, capacity=st.integers(0, 120), pipeline=st.sampled_from([0, 10, 50]), seed=st.integers(0, 99))
 def test_any_graph_in_any_budget(graph: nx.DiGraph[int], capacity: int, pipeline: int, seed: int) -> None:
     """Never more than the budget, never stuck, no task lost, no buffer overwritten while it is needed; else what would do."""
@@ -630,7 +631,7 @@ def test_any_graph_in_any_budget(graph: nx.DiGraph[int], capacity: int, pipeline
         run(graph, plan, luck)
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@trials(100, derandomize=True)
 @given(graph=graphs, more=st.integers(1, 200))
 @example(graph=LOAD_IN_A_HOLE, more=1)
 def test_more_memory_is_never_too_little(graph: nx.DiGraph[int], more: int) -> None:
@@ -645,7 +646,7 @@ def test_more_memory_is_never_too_little(graph: nx.DiGraph[int], more: int) -> N
             schedule(graph, error.value.needed - 1)
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@trials(120, derandomize=True)
 @given(graph=graphs, capacity=st.integers(20, 200), shuffle=st.randoms(use_true_random=False))
 def test_names_and_insertion_order_change_nothing(graph: nx.DiGraph[int], capacity: int, shuffle: random.Random) -> None:
     nodes = list(graph)

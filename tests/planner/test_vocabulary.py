@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from trials import trials
 from vocabularies import FLAGS, model, word_tokenizer
 from weft.errors import CheckpointError
 from weft.planner.catalog import Checkpoint
@@ -194,7 +195,7 @@ def merges(draw: st.DrawFn) -> tuple[list[tuple[dict[str, int], int]], int | Non
     return models, draw(st.none() | st.integers(0, count - 1)), source, overrides, draw(st.none() | st.integers(1, 6))
 
 
-@settings(max_examples=300, deadline=None)
+@trials(100)
 @given(merges())
 def test_rows_follow_the_rules(
     case: tuple[list[tuple[dict[str, int], int]], int | None, Source, dict[str, Override], int | None],
