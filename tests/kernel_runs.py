@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,11 +42,16 @@ def kernel(method: str, shape: Sequence[int], models: Sequence[Mapping[str, floa
 
 def workspace(kernel: Kernel, inputs: int) -> HostWorkspace:
     """One worker's scratch, dirty: nothing may rely on what it held before."""
-    nbytes = workspace_bytes(kernel, inputs)
-    space = HostWorkspace(nbytes)
+    space = _memory(workspace_bytes(kernel, inputs))
     space._memory.fill_(0xFF)
     space.arrange(inputs, kernel)
     return space
+
+
+@cache
+def _memory(nbytes: int) -> HostWorkspace:
+    """Made once, for new memory costs more than what is computed in it."""
+    return HostWorkspace(nbytes)
 
 
 def run_kernel(
