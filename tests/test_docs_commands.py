@@ -6,12 +6,9 @@ A block of YAML that begins with a comment `# merge.yaml` is that file. Other co
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from cli.command import weft
 from cli.models import write_model
 from hub_server import HubServer
 from vocabularies import word_tokenizer
@@ -29,25 +27,6 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 ELSEWHERE = {"CONTRIBUTING.md": "tests/test_plugins.py does what it says"}
 OTHER_CONFIG = (ROOT / "configs" / "slerp-mistral.yaml").read_text()
 HUB_NAME = re.compile(r"[A-Za-z][\w.-]*/[\w.-]+")
-
-RUN = """
-import contextlib, io, json, os, sys, traceback
-from pathlib import Path
-from weft.cli.main import main
-for line in Path(sys.argv[1]).read_text().splitlines():
-    folder, words = json.loads(line)
-    os.chdir(folder)
-    sys.argv = ["weft", *words]
-    said, code = io.StringIO(), 0
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        except Exception:
-            code = traceback.format_exc()
-    print(json.dumps([folder, words, code, said.getvalue()]), flush=True)
-"""
 
 
 def name(page: Path) -> str:
@@ -140,53 +119,46 @@ def write_adapter(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[list[str], int | str, str]]]:
-    """By page, each command with its exit code and what it said on stderr; all in one process, which downloads once."""
-    root = tmp_path_factory.mktemp("docs")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """All models that the pages name."""
+    root = tmp_path_factory.mktemp("hub")
     models, adapted = references()
     tokenizer = json.dumps(word_tokenizer({"<unk>": 0} | {f"w{number}": number for number in range(1, 16)}))
     for seed, model in enumerate(sorted(models)):
-        folder = write_model(root / "hub" / model, llama(seed), config=LLAMA)
+        folder = write_model(root / model, llama(seed), config=LLAMA)
         (folder / "tokenizer.json").write_text(tokenizer)
     for _, adapter in adapted:
-        write_adapter(root / "hub" / adapter)
-    lines = []
-    for page in PAGES:
-        folder = root / page.stem
-        folder.mkdir()
-        for own in ("configs", "examples"):
-            (folder / own).symlink_to(ROOT / own)
-        for block in blocks(page, "yaml", "yml"):
-            if match := re.match(r"# (\S+\.ya?ml)\n", block):
-                (folder / match[1]).parent.mkdir(exist_ok=True)
-                if not (folder / match[1]).exists():
-                    (folder / match[1]).write_text(block)
-        for words in command_lines(page) if name(page) not in ELSEWHERE else []:
-            if len(words) > 1 and words[1].endswith((".yaml", ".yml")) and not (folder / words[1]).exists():
-                (folder / words[1]).write_text(OTHER_CONFIG)
-            lines.append(json.dumps([str(folder), words]))
-    (root / "commands.txt").write_text("\n".join(lines))
+        write_adapter(root / adapter)
     names = [*models, *(adapter for _, adapter in adapted)]
-    with HubServer({model: root / "hub" / model for model in names}) as hub:
-        settings = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-        settings |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(root / "home")}
-        command = [sys.executable, "-c", RUN, str(root / "commands.txt")]
-        done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, list[tuple[list[str], int | str, str]]] = {name(page): [] for page in PAGES}
-    by_folder = {str(root / page.stem): name(page) for page in PAGES}
-    for line in done.stdout.splitlines():
-        folder, words, code, said = json.loads(line)
-        found[by_folder[folder]].append((words, code, said))
-    return found
+    with HubServer({model: root / model for model in names}) as server:
+        yield server
+
+
+def lay_out(page: Path, folder: Path) -> None:
+    """The files that the page's commands may name."""
+    folder.mkdir()
+    for own in ("configs", "examples"):
+        (folder / own).symlink_to(ROOT / own)
+    for block in blocks(page, "yaml", "yml"):
+        if match := re.match(r"# (\S+\.ya?ml)\n", block):
+            (folder / match[1]).parent.mkdir(exist_ok=True)
+            if not (folder / match[1]).exists():
+                (folder / match[1]).write_text(block)
+    for words in command_lines(page):
+        if len(words) > 1 and words[1].endswith((".yaml", ".yml")) and not (folder / words[1]).exists():
+            (folder / words[1]).write_text(OTHER_CONFIG)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if command_lines(page) and name(page) not in ELSEWHERE], ids=name)
-def test_commands_do_what_they_are_there_for(page: Path, outcomes: dict[str, list[tuple[list[str], int | str, str]]]) -> None:
-    ran = outcomes[name(page)]
-    assert [words for words, _, _ in ran] == command_lines(page)
-    for words, code, said in ran:
-        assert code == 0, f"weft {shlex.join(words)}: {code} {said}"
+def test_commands_do_what_they_are_there_for(
+    page: Path, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[..., None]
+) -> None:
+    use(hub.url)
+    lay_out(page, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    for words in command_lines(page):
+        outcome = weft(*words)
+        assert outcome.code == 0, f"weft {shlex.join(words)}: {outcome.code} {outcome.err}"
 
 
 def test_pages_have_commands() -> None:
