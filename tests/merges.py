@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -153,13 +152,6 @@ def write_config(path: Path, config: Mapping[str, Any]) -> Path:
 def command(config: Path, out: Path, *arguments: str) -> list[str]:
     """The command line of `weft run`."""
     return [sys.executable, "-m", "weft", "run", str(config), str(out), *arguments]
-
-
-def weft(config: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`weft run` in a process of its own."""
-    return subprocess.run(
-        command(config, out, *arguments), capture_output=True, text=True, timeout=120, check=False, env=environment()
-    )
 
 
 def environment() -> dict[str, str]:

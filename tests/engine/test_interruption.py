@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from cli.command import weft
 from merges import (
     MIB,
     command,
@@ -20,7 +21,6 @@ from merges import (
     merge,
     nothing_looks_finished,
     recipe,
-    weft,
     write_config,
 )
 from weft.engine.status import status
@@ -111,8 +111,8 @@ def test_killed_at_any_time(tmp_path: Path, big_models: tuple[Path, Path]) -> No
         assert process.returncode in (0, -signal.SIGKILL)
         if (out / "weft.json").exists() and not (out / ".weft").exists():
             break
-    last = weft(config, out, "--ram", "64MiB")
-    assert last.returncode == 0, (waits, last.stderr)
+    last = weft("run", config, out, "--ram", "64MiB")
+    assert last.code == 0, (waits, last.err)
     assert hashes(out) == hashes(tmp_path / "undisturbed"), waits
     assert killed, waits
 
@@ -136,8 +136,8 @@ def test_interrupted_from_the_keyboard(tmp_path: Path, big_models: tuple[Path, P
     lines = [line for line in errors.splitlines() if not line.startswith("written ") and "tensors, " not in line]
     assert lines == [f"weft: stopped; what is done is kept in {out}: give the same command again to continue"]
     assert nothing_looks_finished(out)
-    again = weft(config, out, "--ram", "64MiB")
-    assert again.returncode == 0 and "tensors are done already" in again.stderr and "reused" in again.stdout
+    again = weft("run", config, out, "--ram", "64MiB")
+    assert again.code == 0 and "tensors are done already" in again.err and "reused" in again.out
     merge(recipe("ties", *big_models), tmp_path / "undisturbed")
     assert hashes(out) == hashes(tmp_path / "undisturbed")
 
@@ -155,9 +155,9 @@ def test_two_runs_at_once(tmp_path: Path, big_models: tuple[Path, Path]) -> None
         before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.partial")}
         seen = status(out)
         assert (seen.state, seen.earlier) == ("running", False) and seen.tensors_done is not None and seen.tensors_done < 14
-        second = weft(config, out)
-        assert second.returncode == 2
-        assert second.stderr.splitlines()[-1] == f"weft: {out}: another weft is writing to this folder"
+        second = weft("run", config, out)
+        assert second.code == 2
+        assert second.err.splitlines()[-1] == f"weft: {out}: another weft is writing to this folder"
         assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.partial")} == before
     finally:
         first.send_signal(signal.SIGCONT)
