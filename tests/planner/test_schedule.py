@@ -840,12 +840,12 @@ def test_bookkeeping_is_linear(shape: Any, capacity: int) -> None:
     """Twice the tasks, twice the work."""
     if shape in (gathered, long_lived):
         capacity = max(capacity, 10**5)  # all of it is needed at once
-    small, twice = lines(shape(400), capacity), lines(shape(800), capacity)
-    assert small > 400, "the trace must see the scheduler"
+    small, twice = lines(shape(150), capacity), lines(shape(300), capacity)
+    assert small > 150, "the trace must see the scheduler"
     assert twice < 2.2 * small
 
 
-@pytest.mark.parametrize(("shape", "count"), [(independent, 50_000), (neighbours, 50_000), (chain, 20_000)])
+@pytest.mark.parametrize(("shape", "count"), [(independent, 50_000), (neighbours, 20_000), (chain, 10_000)])
 def test_as_many_tensors_as_models_have_schedule_in_seconds(shape: Any, count: int) -> None:
     graph = shape(count)
     begin = time.monotonic()
