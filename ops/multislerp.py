@@ -26,19 +26,23 @@ def multislerp_weights(gram: Matrix, weights: Sequence[float], eps: float) -> li
     length = sum(w * n for w, n in zip(weights, norms, strict=True))
     # In the basis of the inputs: unit vectors are eᵢ/(‖xᵢ‖ + eps), and m is their weighted sum.
     mean = [w / (n + eps) for w, n in zip(weights, norms, strict=True)]
-    size = math.sqrt(max(_product(gram, mean, mean), 0.0))
-    # eps shortens short vectors more than long ones: that difference is no direction either.
-    shortened = [eps / (n + eps) for n in norms]
-    if size < max(eps, (NO_DIRECTION + max(shortened) - min(shortened)) * sum(abs(w) for w in weights)):
+    size = _length(gram, mean)
+    # Whether they cancel out is asked without eps, which shortens short vectors more than long ones. Zeros have no say in it.
+    exact = [w / n if n > eps else 0.0 for w, n in zip(weights, norms, strict=True)]
+    if size < eps or _length(gram, exact) < NO_DIRECTION * sum(abs(w) for w in weights):
         if len(gram) <= 2:
             return list(weights)
         raise MethodError("the models' weighted directions cancel out, so they have no mean direction: change the weights")
     direction = [c / size for c in mean]
     along = _product(gram, mean, direction)
     tangent = [c - along * d for c, d in zip(mean, direction, strict=True)]
-    angle = math.sqrt(max(_product(gram, tangent, tangent), 0.0)) + eps
+    angle = _length(gram, tangent) + eps
     turn = math.sin(angle) / angle
     return [length * (d * math.cos(angle) + c * turn) for d, c in zip(direction, tangent, strict=True)]
+
+
+def _length(gram: Matrix, a: Sequence[float]) -> float:
+    return math.sqrt(max(_product(gram, a, a), 0.0))
 
 
 def _product(gram: Matrix, a: Sequence[float], b: Sequence[float]) -> float:

@@ -199,6 +199,16 @@ def test_multislerp_refuses_three_directions_that_cancel_out(n: int, seed: int, 
         merge("multislerp", [x, -factor * x, torch.zeros_like(none)], weighted(1, 1, 1))
 
 
+@pytest.mark.parametrize("changed", [1, 2])
+def test_multislerp_goes_where_the_models_that_changed_go(changed: int) -> None:
+    """Models without a change have no direction, and cancel nothing out."""
+    base, *x = smooth((40,), 1 + changed, 5)
+    models = [*x, base, base]
+    weights = [0.3, 0.4, 0.5, 0.2][: len(models)]
+    got = merge("multislerp", [base, *models], beside(weighted(*weights), 0), base=0)
+    assert_rounding(got, references.multislerp(wide(models), weights, base.double()), 64)
+
+
 def test_multislerp_refuses_a_star() -> None:
     with pytest.raises(MethodError, match="cancel out"):
         merge("multislerp", vectors_at([0, 120, 240], [1.0, 2.0, 3.0]), weighted(1, 1, 1))
