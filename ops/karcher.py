@@ -44,7 +44,7 @@ def karcher_weights(gram: Matrix, max_iter: int, tol: float) -> list[float]:
             tangent = [t - factor * cosine * m for t, m in zip(tangent, mean, strict=True)]
             tangent[i] += factor
         size = math.sqrt(max(_square(cosines, tangent), 0.0))
-        if not size >= tol:
+        if size == 0.0 or not size >= tol:
             break
         moved = [m * math.cos(size) + t / size * math.sin(size) for m, t in zip(mean, tangent, strict=True)]
         mean = _normalised(cosines, moved, NO_DIRECTION) or mean

@@ -250,6 +250,12 @@ def test_karcher_stops_where_it_is_told(max_iter: int, tol: float) -> None:
     assert_rounding(got, references.karcher(wide(x), max_iter, tol), 128)
 
 
+def test_karcher_stops_where_it_has_arrived() -> None:
+    """Also if no step is too short: there is no direction left to go."""
+    x = vectors_at([20, 20], [1.0, 3.0])
+    assert_rounding(merge("karcher", x, [{}] * 2, {"tol": 0.0}), 2 * x[0].double(), 64)
+
+
 def test_karcher_takes_steps() -> None:
     x = vectors_at([0, 10, 150], [1.0, 1.0, 1.0])
     angles = []
