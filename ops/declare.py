@@ -53,7 +53,8 @@ class BaseRole(Enum):
     OPTIONAL = "optional"
     """Where it is given, task vectors are taken against it, and it is none of the models."""
     ORDINARY = "ordinary"
-    """A model like any other: it takes part where it has the parameters that the method asks for."""
+    """A model like any other, also where `models` does not list it: it takes part if it has the parameters that the method asks
+    for, and the method takes any number of models."""
 
 
 @dataclass(frozen=True, slots=True)

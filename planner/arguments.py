@@ -9,7 +9,7 @@ from ..ops.declare import Arguments, BaseRole, Method, Parameter
 from .config import LoadedConfig
 from .document import Path
 from .sites import Site, Use
-from .sources import Level, Run
+from .sources import Level, Run, has_required
 
 
 def declared(method: Method, scope: str) -> Iterator[Parameter]:
@@ -26,9 +26,7 @@ def _only_lends_files(method: Method, use: Use, run: Run) -> bool:
     """A base model that has none of the parameters its method asks of a model gives config and tokenizer, no weights."""
     if method.base is not BaseRole.ORDINARY or not use.source.is_base:
         return False
-    required = [p.name for p in method.parameters if p.required and p.scope == "model"]
-    levels = (use.source.own, *run.levels)
-    return bool(required) and not any(name in level.settings for name in required for level in levels)
+    return not has_required(method, (use.source.own, *run.levels))
 
 
 def evaluate(config: LoadedConfig, method: Method, seed: int, site: Site, uses: Sequence[Use]) -> Arguments:

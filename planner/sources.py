@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import nearest
@@ -103,6 +103,12 @@ def _modules(config: LoadedConfig, method: Method, lookup: Lookup, modules: Mapp
     return tuple(found)
 
 
+def has_required(method: Method, levels: Sequence[Level]) -> bool:
+    """Whether the levels set anything that a method asks of a model; true where it asks nothing."""
+    required = [p.name for p in method.parameters if p.required and p.scope == "model"]
+    return not required or any(name in level.settings for name in required for level in levels)
+
+
 @dataclass(frozen=True, slots=True)
 class _Reader:
     config: LoadedConfig
@@ -136,7 +142,14 @@ class _Reader:
             own = Level(entry.parameters or {}, (*path, "parameters"))
             sources.append(SourceUse(model, 0, own, entry.model == merge.base_model, path))
         layers = self._same_layers(sources)
+        if merge.base_model is not None and self._counts() and not any(source.is_base for source in sources):
+            sources.append(self._base_source(merge.base_model, 0, layers))
         return self._run(sources, merge.base_model, layers, self.levels, (*self.path, "models"), same_range=True)
+
+    def _counts(self) -> bool:
+        """Whether a base model that is not listed counts like those that are: it has the parameters that all models have."""
+        listed_alone = self.method.base is not BaseRole.ORDINARY or self.method.models[1] is not None
+        return not listed_alone and has_required(self.method, self.levels)
 
     def _same_layers(self, sources: list[SourceUse]) -> int:
         counts = []
@@ -202,14 +215,7 @@ class _Reader:
                 raise self.config.error(
                     path, f"{name} needs the base model {base} among the slice's sources, with its own layer_range"
                 )
-            model = self.lookup(base, ("base_model",))
-            stack = self._stack(model, ("base_model",))
-            first = sources[0].first
-            if (stack.count if stack else 0) < first + layers:
-                raise self.config.error(
-                    ("base_model",), f"{base} has {stack.count if stack else 0} layers, too few for this merge"
-                )
-            sources = [*sources, SourceUse(model, first, Level({}, ("base_model",)), True, ("base_model",))]
+            sources = [*sources, self._base_source(base, sources[0].first, layers)]
         apart = role is BaseRole.REQUIRED or (role is BaseRole.OPTIONAL and base is not None)
         others = len(sources) - apart
         low, high = self.method.models
@@ -221,3 +227,12 @@ class _Reader:
                 given = f"the base model {base} is not among those given"
             raise self.config.error(path, f"{name} takes {wanted} model{'s' if wanted != '1' else ''}{beside}, and {given}")
         return Run(tuple(sources), layers, levels, path)
+
+    def _base_source(self, base: ModelReference, first: int, layers: int) -> SourceUse:
+        """The base model as one more source, without parameters of its own."""
+        path: Path = ("base_model",)
+        model = self.lookup(base, path)
+        stack = self._stack(model, path)
+        if (stack.count if stack else 0) < first + layers:
+            raise self.config.error(path, f"{base} has {stack.count if stack else 0} layers, too few for this merge")
+        return SourceUse(model, first, Level({}, path), True, path)

@@ -121,6 +121,24 @@ def test_a_base_model_that_is_not_listed_comes_last_and_has_no_parameters(here: 
     assert recipe.base_input == 2
 
 
+@pytest.mark.parametrize(
+    "method", ["merge_method: karcher", "merge_method: linear\nparameters: {weight: 2}", "merge_method: linear"]
+)
+def test_a_base_model_that_is_not_listed_counts_where_it_lacks_no_weight(here: Path, method: str) -> None:
+    """That of the whole merge is the base's, too. Slices say themselves what they are made of."""
+    whole = "models: [{model: a, parameters: {WEIGHT}}, {model: b, parameters: {WEIGHT}}]"
+    piece = "{model: MODEL, layer_range: [0, 2], parameters: {WEIGHT}}"
+    sliced = f"slices: [{{sources: [{piece.replace('MODEL', 'a')}, {piece.replace('MODEL', 'b')}]}}]"
+    weight = "weight: 1" if "linear" in method else ""
+    recipe = made(f"{method}\n{whole}\nbase_model: c\n".replace("WEIGHT", weight))[NORM]
+    counts = method != "merge_method: linear"
+    assert [model for model, _ in sources(recipe)] == ["a", "b", "c"][: 2 + counts]
+    if "weight" in method:
+        assert weights(recipe) == [1, 1, 2]
+    recipe = made(f"{method}\n{sliced}\nbase_model: c\n".replace("WEIGHT", weight))[NORM]
+    assert [model for model, _ in sources(recipe)] == ["a", "b"]
+
+
 def test_a_linear_base_without_a_weight_lends_its_files_only(here: Path) -> None:
     recipe = made(LINEAR + "  - {model: c}\nbase_model: c\n")[NORM]
     assert [model for model, _ in sources(recipe)] == ["a", "b"]
