@@ -59,8 +59,9 @@ def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:
     used += [models.get(config, reference, path) for reference, path in models_of_tokens(config)]
     tokens = plan_tokenization(config, list({model.reference: model for model in used}.values()), base)
     made = RecipeMaker(config, method, base.checkpoint.label, seed).make(sites(compiled, tokens.mover))
-    layers = _layers(compiled)
-    renumbered = merge.slices is not None
+    counted = compiled[0] if merge.modules is None else _counted(compiled, base)
+    layers = _layers(counted or compiled[0])
+    renumbered = counted is not None and counted.sliced
     model_config = merged_config(base.checkpoint.config, _dtype(made.recipes), layers if renumbered else None)
     return Merge(
         method=method,
@@ -76,10 +77,17 @@ def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:
     )
 
 
-def _layers(compiled: Sequence[Part]) -> list[LayerSource]:
-    """For each output layer of the first part, the model and layer whose config describes it."""
+def _counted(compiled: Sequence[Part], base: Model) -> Part | None:
+    """The part whose layers config.json counts, or None where that could be several: an encoder and a decoder of one depth."""
+    main = base.layout.main
+    counted = [stack.prefix for stack in base.layout.stacks if main and stack.count == main.count]
+    return next((part for part in compiled if part.stack and [part.stack.prefix] == counted), None)
+
+
+def _layers(part: Part) -> list[LayerSource]:
+    """For each of its output layers, the model and layer whose config describes it."""
     layers: list[LayerSource] = []
-    for run in compiled[0].runs:
+    for run in part.runs:
         source = run.sources[run.base or 0]
         layers.extend((source.model.checkpoint.config, source.first + j) for j in range(run.layers))
     return layers

@@ -16,6 +16,9 @@ from .setting import Setting
 
 Settings = Mapping[str, Setting]
 
+ONLY_MODULE = "default"
+"""The module of a model that has no other."""
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -62,13 +65,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A whole model, or one module of it: runs in order.
+    """A whole model, or one module of it: runs in order. `sliced` says whether the config wrote the runs itself.
 
     `stack` is the stack the runs speak of; `holds` decides which tensors belong to the part.
     """
 
     runs: tuple[Run, ...]
     stack: Stack | None
+    sliced: bool
     holds: Callable[[Place], bool]
 
 
@@ -120,7 +124,7 @@ class _Reader:
 
     def part(self, slices: list[Slice] | None, whole: bool, holds: Callable[[Place], bool]) -> Part:
         runs = (self._whole(),) if whole else tuple(self._slice(i, piece) for i, piece in enumerate(slices or []))
-        return Part(runs, self._stack(runs[0].sources[0].model, self.path), holds)
+        return Part(runs, self._stack(runs[0].sources[0].model, self.path), not whole, holds)
 
     def _stack(self, model: Model, path: Path) -> Stack | None:
         if self.module is None:
@@ -128,6 +132,8 @@ class _Reader:
         for stack in model.layout.stacks:
             if self.module in stack.prefix.split("."):
                 return stack
+        if self.module == ONLY_MODULE and len(self.config.merge.modules or ()) == 1:
+            return model.layout.main
         known = [step for stack in model.layout.stacks for step in stack.prefix.split(".") if step]
         raise self.config.error(path, f"{model.reference} has no module '{self.module}'{nearest(self.module, known)}")
 

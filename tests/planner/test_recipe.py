@@ -419,6 +419,23 @@ def test_the_seed_matters_to_random_methods_only(here: Path, method: str, differ
 # Modules.
 
 
+def test_a_model_of_one_module_calls_it_default(here: Path) -> None:
+    module = """
+merge_method: linear
+modules:
+  default:
+    slices:
+      - sources: [{model: a, layer_range: [1, 2], parameters: {weight: 1}}]
+      - sources: [{model: b, layer_range: [0, 2], parameters: {weight: 1}}]
+"""
+    recipes = made(module)
+    assert [sources(recipes[Q.format(i)]) for i in range(3)] == [[("a", Q.format(1))], [("b", Q.format(0))], [("b", Q.format(1))]]
+    assert EMBEDDING in recipes and NORM in recipes
+    assert plan(module).model_config["num_hidden_layers"] == 3
+    with pytest.raises(ConfigError, match="has no module 'default'"):
+        plan(module + "  other:\n    models: [{model: a, parameters: {weight: 1}}]\n")
+
+
 def test_modules_take_their_own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An encoder and a decoder: layers by their stack, the embedding with the first module."""
     monkeypatch.chdir(tmp_path)
@@ -427,12 +444,14 @@ def test_modules_take_their_own_models(tmp_path: Path, monkeypatch: pytest.Monke
     for model in "ab":
         tensors = {name: torch.ones(2, 2) for name in names}
         write_model(tmp_path / model, tensors, {"num_layers": 2, "num_decoder_layers": 2})
-    recipes = made("""
+    text = """
 merge_method: passthrough
 modules:
   encoder: {models: [{model: a}]}
   decoder: {slices: [{sources: [{model: b, layer_range: [1, 2]}]}]}
-""")
+"""
+    recipes = made(text)
+    assert plan(text).model_config["num_layers"] == 2, "which of the two it counts is not known"
     found = {name: sources(recipe)[0] for name, recipe in recipes.items()}
     assert found == {
         "shared.weight": ("a", "shared.weight"),
