@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ ERRORS = 5.0
 Values = NDArray[np.float32]
 
 
+@cache
 def sample_stride(size: int) -> int:
     """Every how many elements one is looked at: a prime or 1, so that rows and columns of a matrix take turns.
 
