@@ -34,7 +34,7 @@ def check_can_route(plan: Plan, *, show: bool) -> None:
                 layer_modules(router)
         except ImportError as error:
             name = error.name or "transformers"
-            raise ConfigError(f"a router made from prompts needs the package {name}: pip install 'weft[moe]'") from None
+            raise ConfigError(f"a router made from prompts needs the package {name}: pip install {name}") from None
 
 
 def _check_can_show(router: Router) -> None:
