@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .declare import PART, Scratch, Statistic
+from .declare import PART, Fallback, Sampling, Scratch, Statistic
 from .select import COUNTER_BYTES, CountEqual, CountHigh, CountLow, Cut, Level, Prepare, Ranks, cut_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Bracket:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(Sampling):
     """First pass, over every `stride`-th element: brackets for the ranks of each row."""
 
     ranks: Ranks
@@ -178,7 +178,7 @@ class LookWithin:
 
 
 @dataclass(frozen=True, slots=True)
-class IfMissed:
+class IfMissed(Fallback):
     """A counting pass of `select.py`, made only where some bracket did not hold its rank; it stands behind the two above."""
 
     count: Statistic

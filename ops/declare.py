@@ -9,10 +9,11 @@ This module imports no torch: the planner reads declarations alone, and `weft pl
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,19 +125,24 @@ class Statistic(Protocol):
         """The statistic of the whole tensor."""
 
 
-@runtime_checkable
-class Sampling(Statistic, Protocol):
-    """A statistic over a sample: its blocks hold only the elements whose index in the tensor is a multiple of `stride`."""
+class Sampling:
+    """Base of a statistic over a sample: its blocks hold only the elements whose index in the tensor is a multiple of `stride`.
 
-    @property
-    def stride(self) -> int:
-        """At least 1."""
+    A statistic is a `Sampling` or a `Fallback` where its class derives from it, and never by the names of its attributes.
+    """
+
+    __slots__ = ()
+
+    stride: int
+    """At least 1."""
 
 
-@runtime_checkable
-class Fallback(Statistic, Protocol):
-    """A statistic that only matters where earlier ones did not find what they looked for; else it is None."""
+class Fallback(ABC):
+    """Base of a statistic that only matters where earlier ones did not find what they looked for; else it is None."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def needed(self, earlier: Sequence[Any]) -> bool:
         """Whether this pass must be made, given the statistics before it."""
 

@@ -9,7 +9,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import yaml
 from safetensors.torch import load_file
 
 from cli.command import Outcome
+from kernel_runs import run_kernel
 from merges import environment, small_tensors, write_model
+from weft.ops.declare import Kernel, Scratch
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
@@ -146,6 +149,33 @@ def test_the_package_merges(site: Site, models: dict[str, Path], tmp_path: Path)
         bound = float(2.5 * mean.square().mean().sqrt()) if mean.numel() else 0.0
         assert torch.allclose(tensor.double(), mean.clamp(-bound, bound), rtol=1e-6, atol=1e-7), name
     assert merged["model.embed_tokens.weight"].abs().max() < one["model.embed_tokens.weight"].abs().max() / 4
+
+
+@dataclass(frozen=True, slots=True)
+class SumWithOddFields:
+    """A statistic whose fields have the names of the attributes of sampling and fallback passes."""
+
+    stride: int
+    needed: bool
+
+    def block(self, x: Sequence[torch.Tensor], start: int, scratch: Scratch, earlier: Sequence[Any]) -> float:
+        return float(x[0].double().sum())
+
+    def merge(self, left: float, right: float) -> float:
+        return left + right
+
+    def finish(self, total: float, earlier: Sequence[Any]) -> float:
+        return total
+
+
+def test_a_statistics_fields_may_have_any_name() -> None:
+    def add(x: Sequence[torch.Tensor], start: int, scratch: Scratch, statistics: Sequence[Any]) -> torch.Tensor:
+        return x[0].add_(statistics[0])
+
+    kernel = Kernel(add, statistics=(SumWithOddFields(5, False),))
+    assert kernel.passes == 1
+    merged, _ = run_kernel(kernel, [torch.arange(100.0)])
+    assert merged[0] == sum(range(100))
 
 
 def test_the_package_in_a_stage(site: Site, models: dict[str, Path], tmp_path: Path) -> None:
