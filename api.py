@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from .engine.allowance import available_memory, default_workers
 from .engine.events import Observer, Summary, ignore
 from .engine.run import run as _run
-from .engine.system import available_memory
 from .errors import ConfigError
 from .planner.config import LoadedConfig, load_config, read_config
 from .planner.memory import Budget
-from .planner.plan import DEFAULT_SHARD, Options, Plan, default_workers, make_plan
+from .planner.plan import DEFAULT_SHARD, Options, Plan, make_plan
 from .planner.sizes import parse_size
 
 if TYPE_CHECKING:

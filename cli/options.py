@@ -126,9 +126,9 @@ class Wishes:
 
 def choose_options(wishes: Wishes, saved: Mapping[str, Any], commits: Mapping[str, str]) -> Options:
     """The planner's options: what was wished, else what a saved plan says, else what suits this machine. Raises ConfigError."""
-    from ..engine.system import available_memory
+    from ..engine.allowance import available_memory, default_workers
     from ..planner.memory import Budget
-    from ..planner.plan import DEFAULT_SHARD, Options, default_workers
+    from ..planner.plan import DEFAULT_SHARD, Options
     from ..planner.sizes import parse_size
 
     device = wishes.device or saved.get("device", "cpu")

@@ -205,24 +205,6 @@ def anonymous_memory(nbytes: int) -> mmap.mmap:
     return memory
 
 
-def available_memory() -> int:
-    """Bytes of memory that can be had without swapping, within this process's container."""
-    found = []
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) << 10)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-    if not found:
-        with contextlib.suppress(ValueError, OSError, AttributeError):
-            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    return max(min(found, default=4 << 30), 64 << 20)
-
-
 def resident_memory() -> int:
     """Bytes of this process that are in memory now (its peak, where the system tells only that)."""
     with contextlib.suppress(OSError, ValueError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -320,12 +319,3 @@ def _digest(recipes: Sequence[Recipe], shards: Sequence[Shard], written: Mapping
     for name, data in sorted(written.items()):
         total.update(f"{name}\0{hashlib.sha256(data).hexdigest()}\n".encode())
     return total.hexdigest()[:32]
-
-
-def default_workers() -> int:
-    """One worker a core that this process may use, at most eight: merging is bound by memory and disk, not by arithmetic."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:
-        cores = os.cpu_count() or 1
-    return max(1, min(cores, 8))
