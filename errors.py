@@ -8,6 +8,7 @@
     ├── ResourceError     3   too little memory or disk
     │   ├── BudgetError       what would do
     │   └── DiskError         how much is missing
+    ├── PlatformError     2   an operating system on which it does not run
     └── Interrupted     130   stopped; the same command continues
 
 Anything else that is raised is a bug, and prints a traceback.
@@ -15,6 +16,7 @@ Anything else that is raised is a bug, and prints a traceback.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -69,6 +71,18 @@ class Interrupted(WeftError):
     """Stopped before the end; the same command continues."""
 
     exit_code = 130
+
+
+class PlatformError(WeftError):
+    """An operating system on which nothing of this works."""
+
+    exit_code = 2
+
+
+def check_platform() -> None:
+    """Raise PlatformError where weft cannot run."""
+    if sys.platform == "win32":
+        raise PlatformError("Windows is not supported: use WSL")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

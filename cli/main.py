@@ -54,9 +54,10 @@ def _root(
 
 def main() -> None:
     """Run the command line; errors meant for people are one line on stderr and an exit code."""
-    from ..errors import WeftError
+    from ..errors import WeftError, check_platform
 
     try:
+        check_platform()
         app(prog_name="weft")
     except WeftError as error:
         print(f"weft: {one_line(str(error))}", file=sys.stderr)

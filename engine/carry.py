@@ -63,7 +63,7 @@ def carry_over(copies: Iterable[Copy], shard_of: dict[str, int], sink: Sink, led
 
 def _open(path: Path, stack: ExitStack) -> int | None:
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        handle = os.open(path, os.O_RDONLY)
     except OSError:
         return None
     stack.callback(os.close, handle)

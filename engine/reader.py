@@ -25,7 +25,7 @@ class Reader:
         if key in self._files:
             return
         try:
-            self._files[key] = os.open(self._paths[key], os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._files[key] = os.open(self._paths[key], os.O_RDONLY)
             size = os.fstat(self._files[key]).st_size
         except OSError as error:
             raise CheckpointError(f"{file.model}/{file.name}: {error.strerror or error}") from None

@@ -115,7 +115,7 @@ def _address(data: memoryview) -> int:
 
 def _open(path: Path, shard: Shard) -> tuple[int, bool]:
     """A shard's file with its header in place, and whether it holds nothing else yet."""
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+    flags = os.O_RDWR | os.O_CREAT
     handle = os.open(path, flags, 0o644)
     try:
         if os.fstat(handle).st_size == shard.size and _starts_with(handle, shard.header):

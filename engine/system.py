@@ -1,29 +1,24 @@
-"""Everything that only some operating systems offer, each with a portable fallback beside it."""
+"""Everything that Linux and macOS do differently: what only one of them offers has a fallback beside it.
+
+Windows is not supported: it has neither folders that can be synced nor names that can be replaced while they are open.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
+import resource
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DiskError, OutputError, WeftError
 from ..planner.sizes import format_size
-
-try:
-    import fcntl
-    import resource
-except ImportError:  # Windows
-    fcntl = resource = None  # type: ignore[assignment]
-
-_SEEKING = threading.Lock()
-"""Where reads and writes have no position of their own, seek and transfer belong together."""
 
 READ_CHUNK = 8 << 20
 """Bytes of one read call: long enough for the disk, short enough to be interrupted."""
@@ -55,13 +50,7 @@ def _read(file: int, target: memoryview, offset: int) -> tuple[int, bool]:
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
-    if hasattr(os, "preadv"):
-        return os.preadv(file, [target], offset), False
-    with _SEEKING:
-        os.lseek(file, offset, os.SEEK_SET)
-        data = os.read(file, len(target))
-    target[: len(data)] = data
-    return len(data), False
+    return os.preadv(file, [target], offset), False
 
 
 def _drop_pages(file: int, offset: int, nbytes: int) -> None:
@@ -74,13 +63,7 @@ def write_at(file: int, offset: int, data: memoryview) -> None:
     """Write all of `data` at `offset`, whatever a single call accepts."""
     done = 0
     while done < len(data):
-        piece = data[done : done + READ_CHUNK]
-        if hasattr(os, "pwrite"):
-            done += os.pwrite(file, piece, offset + done)
-        else:
-            with _SEEKING:
-                os.lseek(file, offset + done, os.SEEK_SET)
-                done += os.write(file, piece)
+        done += os.pwrite(file, data[done : done + READ_CHUNK], offset + done)
 
 
 def open_direct(path: Path) -> int | None:
@@ -98,10 +81,10 @@ def open_direct(path: Path) -> int | None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a small file and return when its bytes are on the disk; its name is there once its folder is synced."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o644)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         write_at(handle, 0, memoryview(data))
-        os.fsync(handle)
+        sync_all(handle)
     finally:
         os.close(handle)
 
@@ -110,12 +93,7 @@ def pread(file: int, offset: int, nbytes: int) -> bytes:
     """Bytes of a file from `offset` on; fewer than `nbytes` only where it ends."""
     found = bytearray()
     while len(found) < nbytes:
-        if hasattr(os, "pread"):
-            piece = os.pread(file, nbytes - len(found), offset + len(found))
-        else:
-            with _SEEKING:
-                os.lseek(file, offset + len(found), os.SEEK_SET)
-                piece = os.read(file, nbytes - len(found))
+        piece = os.pread(file, nbytes - len(found), offset + len(found))
         if not piece:
             break
         found += piece
@@ -135,17 +113,27 @@ def reserve_disk(file: int, size: int) -> None:
 
 
 def sync_data(file: int) -> None:
-    """Return when the file's bytes are on the disk."""
-    getattr(os, "fdatasync", os.fsync)(file)
+    """Return when the file's bytes, and how to find them, are on the disk."""
+    if hasattr(os, "fdatasync"):
+        os.fdatasync(file)
+    else:
+        sync_all(file)
+
+
+def sync_all(file: int) -> None:
+    """Return when a file's bytes and times, or a folder's names, are on the disk and not only in the disk's cache."""
+    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS, whose fsync leaves them in that cache; only some file systems have it
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(file, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(file)
 
 
 def sync_folder(folder: Path) -> None:
     """Return when the folder's names are on the disk."""
-    if os.name != "posix":
-        return  # Windows has no handle of a folder that could be synced
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        sync_all(handle)
     finally:
         os.close(handle)
 
@@ -164,22 +152,18 @@ def exclusive(path: Path, refusal: str) -> Iterator[None]:
 
 def _lock(handle: int) -> bool:
     """Take the lock, unless another holds it; one that looks (`is_locked`) holds it for a moment only."""
-    if fcntl is None:
-        return True
     for _ in range(3):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(0.05)
         else:
-            return os.name != "posix" or os.fstat(handle).st_nlink > 0  # else another has just ended and removed it
+            return os.fstat(handle).st_nlink > 0  # else another has just ended and removed it
     return False
 
 
 def is_locked(path: Path) -> bool:
     """Whether a process holds the lock on a file."""
-    if fcntl is None:
-        return False
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
@@ -196,8 +180,6 @@ def is_locked(path: Path) -> bool:
 def anonymous_memory(nbytes: int) -> mmap.mmap:
     """Zeroed memory that becomes resident as it is touched, in huge pages where the system has them."""
     size = max(nbytes, mmap.PAGESIZE)
-    if not hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, size)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has no huge pages
     if hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
@@ -227,8 +209,6 @@ def peak_memory() -> int:
 
 
 def _peak_of_all_time() -> int:
-    if resource is None:
-        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10
 
