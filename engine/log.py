@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -49,7 +50,8 @@ class _Log:
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self._begun: dict[tuple[str, int], tuple[float, TaskStarted]] = {}
+        # More than one where a load is read again for a later use before the first reading has ended.
+        self._begun: defaultdict[tuple[str, int], deque[tuple[float, TaskStarted]]] = defaultdict(deque)
         self._held = 0
 
     def __call__(self, event: Event) -> None:
@@ -68,10 +70,10 @@ class _Log:
                     predicted_vram=plan.predicted_vram,
                 )
             case TaskStarted(task, kind, tensor, nbytes):
-                self._begun[kind, task] = time.monotonic(), event
+                self._begun[kind, task].append((time.monotonic(), event))
                 self._write("task_start", task=task, kind=kind, tensor=tensor, bytes=nbytes, held=self._held)
             case TaskEnded(task, kind):
-                begin, started = self._begun.pop((kind, task))
+                begin, started = self._begun[kind, task].popleft()
                 seconds = round(time.monotonic() - begin, 6)
                 self._write(
                     "task_end",
