@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..engine.difference import Comparison, Sums
-    from ..planner.catalog import Checkpoint
 
 _SHOWN = 10
 """Tensors that are listed unless all are asked for."""
@@ -36,9 +35,9 @@ def diff(
     from ..planner.sizes import parse_size
 
     budget = parse_size(ram)
-    a, b = _open(first), _open(second)
-    from ..engine.difference import compare, describe_comparison, fetch
+    from ..engine.difference import compare, fetch, open_stored
 
+    a, b = open_stored(first), open_stored(second)
     for checkpoint in (a, b):
         fetch(checkpoint, quiet=quiet)
     with _progress(sum(file.size for file in (*a.files, *b.files)), quiet) as seen:
@@ -46,26 +45,9 @@ def diff(
     if json:
         import json as serializer
 
-        print(serializer.dumps(describe_comparison(found), indent=2))
+        print(serializer.dumps(found.to_dict(), indent=2))
     else:
         _show(found, every=tensors)
-
-
-def _open(name: str) -> Checkpoint:
-    from ..errors import ConfigError
-    from ..planner.catalog import open_checkpoint
-    from ..planner.locate import locate
-    from ..planner.reference import parse_reference
-
-    try:
-        reference = parse_reference(name)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    if reference.adapter is not None:
-        raise ConfigError(
-            f"{name}: weft diff compares models as they are stored: write the adapter into its base with `weft run`"
-        )
-    return open_checkpoint(locate(reference))
 
 
 @contextmanager

@@ -33,15 +33,15 @@ def explain(
 ) -> None:
     """Say where one tensor of a merge comes from: inputs, method, the config line behind each parameter, cost and place."""
     plan = o.compile_plan(config, o.Wishes(ram, vram, device, workers, out_shard_size, seed, None))
-    from ..planner.explain import describe_explanation, find_tensor
     from ..planner.explain import explain as of
+    from ..planner.explain import find_tensor
 
     found = of(plan, find_tensor(plan, tensor))
     state = _state(out, found) if out is not None else None
     if json:
         import json as serializer
 
-        print(serializer.dumps(describe_explanation(found) | ({"out": state} if state else {}), indent=2))
+        print(serializer.dumps(found.to_dict() | ({"out": state} if state else {}), indent=2))
     else:
         _show(found, out, state)
 

@@ -24,7 +24,7 @@ def inspect(
 ) -> None:
     """Say what a model is: tensors, layers, dtypes, sizes. Reads headers and small files only: no weights are downloaded."""
     from ..errors import ConfigError
-    from ..planner.inspection import describe_inspection, inspect_model
+    from ..planner.inspection import inspect_model
     from ..planner.reference import parse_reference
 
     try:
@@ -35,7 +35,7 @@ def inspect(
     if json:
         import json as serializer
 
-        print(serializer.dumps(describe_inspection(found), indent=2))
+        print(serializer.dumps(found.to_dict(), indent=2))
         return
     _show(found, tensors)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -16,13 +17,18 @@ EVERY = 5.0
 """Seconds between plain lines."""
 
 
+def in_notebook() -> bool:
+    """Whether this process runs cells of a notebook."""
+    return Console().is_jupyter
+
+
 @contextmanager
 def progress(*, quiet: bool, verbose: bool) -> Iterator[Observer]:
     """An observer that shows what it is told, on stderr."""
     console = Console(stderr=True, highlight=False)
     if quiet:
         yield ignore
-    elif console.is_terminal:
+    elif console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None):  # with which rich draws there
         bar = Progress(
             TextColumn("{task.fields[tensors]}"),
             BarColumn(),

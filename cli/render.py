@@ -11,10 +11,10 @@ from rich.table import Table
 from ..engine.events import Summary
 from ..engine.reuse import Outlook, outlook, state_of
 from ..engine.system import free_disk
-from ..planner.describe import describe, downloads, peak_tensor
+from ..planner.describe import headline, plan_rows
 from ..planner.plan import Plan
 from ..planner.reasons import summarise
-from ..planner.sizes import format_count, format_size
+from ..planner.sizes import format_duration, format_size
 from .plan import disk_needed
 from .terminal import console as terminal
 
@@ -25,14 +25,6 @@ _STATES = {
     "another": "the result of another plan, valid until this one's is complete: ",
     "foreign": "other files: weft run will refuse it",
 }
-
-
-def headline(plan: Plan) -> str:
-    """The merge in one line: method, models, layers, dtype."""
-    about = describe(plan)
-    models = ", ".join(str(model.reference) for model in plan.models)
-    size = f"{plan.layers} layers · {format_count(plan.parameters)} parameters · {about['dtype']}"
-    return f"{plan.method.name} of {models} · {size}"
 
 
 def show_plan(plan: Plan, out: Path | None, *, verbose: bool) -> None:
@@ -50,42 +42,12 @@ def show_plan(plan: Plan, out: Path | None, *, verbose: bool) -> None:
 
 
 def _rows(plan: Plan, out: Path | None) -> Iterator[tuple[str, str]]:
-    about = describe(plan)
-    tasks = about["tasks"]
-    tiled = f", {about['tiled_tensors']} of them in tiles" if about["tiled_tensors"] else ""
-    yield "tensors", f"{about['tensors']}{tiled}; tasks: {tasks['load']} load, {tasks['compute']} compute, {tasks['save']} save"
-    for model in about["models"]:
-        role = " (base)" if model["model"] == about["base_model"] else ""
-        yield "read", f"{format_size(model['bytes_read'])} from {model['model']}{role}"
-    shards, beside = len(plan.shards), len(plan.side_files) + len(plan.written_files)
-    yield (
-        "write",
-        f"{format_size(plan.bytes_written)} in {shards} file{'s' if shards > 1 else ''} and {beside} side files",
-    )
-    peak = peak_tensor(plan)
-    yield (
-        "RAM",
-        f"{format_size(plan.predicted_ram)} at most, of {format_size(plan.options.budget.ram)}; the peak is set by {peak}",
-    )
-    if not plan.options.budget.on_host:
-        yield (
-            "VRAM",
-            f"{format_size(plan.predicted_vram)} at most, of {format_size(plan.options.budget.vram)}",
-        )
-    else:
-        yield "VRAM", "none: computed on the CPU"
+    yield from plan_rows(plan)
     found = outlook(plan, out) if out is not None else None
     needed = disk_needed(plan, found)
     free = free_disk(out or Path.cwd())
     short = "" if free >= needed else f": {format_size(needed - free)} too little"
     yield "disk", f"{format_size(needed)} needed, {format_size(free)} free{short}"
-    fetch = {name: size for name, size in downloads(plan).items() if size}
-    yield "download", ", ".join(f"{format_size(size)} of {name}" for name, size in fetch.items()) or "nothing"
-    yield (
-        "time",
-        f"about {_duration(about['seconds'])} with {plan.options.budget.workers} workers"
-        + (", beside the download" if fetch else ""),
-    )
     if out is not None:
         state = state_of(plan, out)
         yield "output", f"{out}: {_STATES[state]}" + (_reuse(plan, found) if found and state in ("unfinished", "another") else "")
@@ -143,7 +105,7 @@ def say_plan(plan: Plan, *, verbose: bool) -> None:
 def show_summary(summary: Summary, out: Path) -> None:
     """The lines after a run: what was checked, time, rates, memory measured beside predicted."""
     console = terminal()
-    console.print(f"[bold green]done[/bold green] in {_duration(summary.seconds)}: {escape(str(out))}")
+    console.print(f"[bold green]done[/bold green] in {format_duration(summary.seconds)}: {escape(str(out))}")
     table = Table.grid(padding=(0, 2))
     for label, text in _summary_rows(summary):
         table.add_row(f"[cyan]{label}[/cyan]", escape(text))
@@ -184,11 +146,3 @@ def _warnings(summary: Summary) -> Iterator[str]:
         names = ", ".join(summary.nonfinite_tensors[:3])
         more = f" and {len(summary.nonfinite_tensors) - 3} more" if len(summary.nonfinite_tensors) > 3 else ""
         yield f"there are NaN or Inf values in {names}{more}: an input is damaged, or a weight too large for the dtype"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -11,6 +11,7 @@ import hashlib
 import html
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -34,6 +35,35 @@ def render(data: Mapping[str, Any]) -> str:
         script=script,
         data=_json(dict(data) | {"weft": __version__}),
     )
+
+
+@dataclass(frozen=True)
+class Report:
+    """A plan's report: its data, and the page that shows them."""
+
+    data: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The data that the page shows, as `planner.report_data` makes them."""
+        return dict(self.data)
+
+    @property
+    def html(self) -> str:
+        """The whole page."""
+        return render(self.data)
+
+    def save(self, path: str | Path) -> None:
+        """Write the page to an .html file. Raises ConfigError for another ending, OutputError where it cannot be written."""
+        check_place(Path(path), None)
+        write_report(self.data, Path(path))
+
+    def __repr__(self) -> str:
+        return f"<weft report: {self.data['title']}>"
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, as notebooks show it."""
+        page = html.escape(self.html)
+        return f'<iframe srcdoc="{page}" sandbox="allow-scripts" style="width: 100%; height: 720px; border: 0"></iframe>'
 
 
 def check_place(path: Path, out: Path | None) -> None:

@@ -85,7 +85,7 @@ def run(
         summary = execute(plan, out, observer, quiet=quiet, strict=strict, show_routing=show_routing)
     if quiet:
         return
-    if summary is None:
+    if summary.already_complete:
         print(f"{out} holds the complete result of this merge already: nothing to do")
     else:
         show_summary(summary, out)

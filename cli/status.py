@@ -20,16 +20,7 @@ def status(
     if json:
         import json as serializer
 
-        value = {
-            "state": found.state,
-            "earlier_result": found.earlier,
-            "tensors": found.tensors,
-            "tensors_done": found.tensors_done,
-            "bytes": found.nbytes,
-            "bytes_done": found.nbytes_done,
-            "bytes_per_second": found.rate,
-        }
-        print(serializer.dumps(value, indent=2))
+        print(serializer.dumps(found.to_dict(), indent=2))
         return
     line = f"{out}: {_WORDS[found.state]}"
     if found.tensors is not None and found.nbytes is not None and found.nbytes_done is not None:

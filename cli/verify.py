@@ -32,7 +32,9 @@ def verify(
         end_swap(out)
     verdict = examine(out)
     if json:
-        _print_json(verdict)
+        import json as serializer
+
+        print(serializer.dumps(verdict.to_dict(), indent=2))
     elif not quiet:
         _print(verdict, out)
     if not verdict.damage:
@@ -57,19 +59,6 @@ def _print(verdict: Verdict, out: Path) -> None:
     screen.print(f"{out}: {verdict.checked} tensors, {format_size(verdict.nbytes)}: {found}", markup=False)
 
 
-def _print_json(verdict: Verdict) -> None:
-    import json
-
-    value = {
-        "whole": not verdict.damage,
-        "tensors": verdict.checked,
-        "bytes": verdict.nbytes,
-        "damage": [{"file": item.file, "tensor": item.tensor, "what": item.what} for item in verdict.damage],
-        "differing_files": list(verdict.edited),
-    }
-    print(json.dumps(value, indent=2))
-
-
 def _repair(out: Path, verdict: Verdict, wishes: o.Wishes, *, quiet: bool) -> None:
     from ..engine.repair import plan_again, repair
     from ..engine.verify import open_result
@@ -79,5 +68,5 @@ def _repair(out: Path, verdict: Verdict, wishes: o.Wishes, *, quiet: bool) -> No
     plan = plan_again(out, manifest, o.choose_options(wishes, manifest.settings, manifest.commits))
     with progress(quiet=quiet, verbose=False) as observer:
         summary = repair(plan, out, verdict.tensors, observer, quiet=quiet)
-    if summary is not None and not quiet:
+    if not quiet:
         print(f"repaired {out}: {summary.computed} tensors made again, {summary.reused} as they were")

@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import BudgetError
+from ..errors import BudgetError, ConfigError
 from ..ops.declare import BLOCK
-from ..planner.catalog import Checkpoint, InputTensor
+from ..planner.catalog import Checkpoint, InputTensor, open_checkpoint
 from ..planner.dtypes import ITEM_SIZES
 from ..planner.graph import Load, Segment
 from ..planner.inspection import natural, pattern_of
 from ..planner.layout import find_layout
+from ..planner.locate import locate
 from ..planner.memory import OVERHEAD
+from ..planner.reference import parse_reference
 from ..planner.sizes import format_size
 from .pool import torch_dtype
 from .reader import Reader
@@ -37,6 +39,9 @@ _BUFFERS = 4
 
 _SCRATCH = 3 * 8 * BLOCK + 8 * BLOCK
 """Three float64 rows of a block, and what torch makes on the way."""
+
+
+COMPARISON_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,22 @@ class Comparison:
     def kinds(self) -> dict[str, Sums]:
         """The sums of tensors whose names differ in numbers only."""
         return self.by(lambda tensor: pattern_of(tensor.name))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data for programs. Keys are stable; new ones may be added."""
+        tensors = self.tensors
+        return {
+            "version": COMPARISON_VERSION,
+            "models": list(self.labels),
+            "identical": self.identical,
+            "total": _plain(self.total),
+            "layers": [{"layer": layer or None, **_plain(sums)} for layer, sums in self.layers().items()],
+            "kinds": [{"pattern": pattern, **_plain(sums)} for pattern, sums in self.kinds().items()],
+            "tensors": [{"name": t.name, "shape": list(t.shape), "dtypes": list(t.dtypes), **_plain(t.sums)} for t in tensors],
+            "shapes": {name: [list(shape) for shape in shapes] for name, shapes in self.shapes.items()},
+            "only_in_first": list(self.only_first),
+            "only_in_second": list(self.only_second),
+        }
 
 
 def compare(first: Checkpoint, second: Checkpoint, ram: int, seen: Callable[[int], None] = lambda nbytes: None) -> Comparison:
@@ -292,30 +313,24 @@ def _block(x: Tensor, y: Tensor, scratch: Sequence[Tensor]) -> Sums:
     )
 
 
+def open_stored(name: str) -> Checkpoint:
+    """The model that a folder or a Hub name names. Raises ConfigError for what names none, and CheckpointError."""
+    try:
+        reference = parse_reference(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if reference.adapter is not None:
+        raise ConfigError(
+            f"{name}: weft diff compares models as they are stored: write the adapter into its base with `weft run`"
+        )
+    return open_checkpoint(locate(reference))
+
+
 def fetch(checkpoint: Checkpoint, *, quiet: bool) -> None:
     """Bring a checkpoint's weight files to this machine. Raises CheckpointError and DiskError."""
     missing = [file.name for file in checkpoint.files if checkpoint.store.path(file.name) is None]
     if missing:
         checkpoint.store.download(missing, quiet)
-
-
-COMPARISON_VERSION = 1
-
-
-def describe_comparison(found: Comparison) -> dict[str, Any]:
-    """Everything as plain data for programs. Keys are stable; new ones may be added."""
-    return {
-        "version": COMPARISON_VERSION,
-        "models": list(found.labels),
-        "identical": found.identical,
-        "total": _plain(found.total),
-        "layers": [{"layer": layer or None, **_plain(sums)} for layer, sums in found.layers().items()],
-        "kinds": [{"pattern": pattern, **_plain(sums)} for pattern, sums in found.kinds().items()],
-        "tensors": [{"name": t.name, "shape": list(t.shape), "dtypes": list(t.dtypes), **_plain(t.sums)} for t in found.tensors],
-        "shapes": {name: [list(shape) for shape in shapes] for name, shapes in found.shapes.items()},
-        "only_in_first": list(found.only_first),
-        "only_in_second": list(found.only_second),
-    }
 
 
 def _plain(sums: Sums) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 from ..planner.plan import Plan
 
@@ -86,7 +86,10 @@ class RunFinished:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run did, and what it checked before it said so."""
+    """What a run did, and what it checked before it said so. Sizes are bytes.
+
+    `already_complete`: the folder held the whole result before, so nothing was done, and nothing was measured.
+    """
 
     tensors: int
     parameters: int
@@ -108,6 +111,11 @@ class Summary:
     measured_vram: int
     warnings: Sequence[str] = ()
     routings: Sequence[Routing] = ()
+    already_complete: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data for programs. Keys are stable; new ones may be added."""
+        return asdict(self)
 
 
 Event = RunStarted | TaskStarted | TaskEnded | BytesRead | TensorWritten | TensorDurable | MemoryHeld | RunFinished

@@ -7,7 +7,6 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -91,7 +90,7 @@ class _Log:
             case TensorDurable(name):
                 self._write("tensor_durable", tensor=name)
             case RunFinished(summary):
-                self._write("finished", **asdict(summary))
+                self._write("finished", **summary.to_dict())
 
     def _write(self, event: str, **values: Any) -> None:
         self._file.write(json.dumps({"event": event, "time": round(time.time(), 6), **values}) + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from .events import BytesRead, Event, MemoryHeld, RunFinished, RunStarted, Summary, TensorDurable, TensorWritten
@@ -30,6 +29,8 @@ class Recorder:
 
     def __call__(self, event: Event) -> None:
         """Count an event, and sample the counts now and then."""
+        if isinstance(event, RunFinished) and event.summary.already_complete:
+            return  # there was no run to report
         if self._begin is None:
             self._begin = self._clock()
         now = self._clock() - self._begin
@@ -68,7 +69,7 @@ class Recorder:
             "durable": self._durable,
             "reused": self._reused,
             "samples": [list(sample) for sample in self._samples],
-            "summary": asdict(self._summary) if self._summary else None,
+            "summary": self._summary.to_dict() if self._summary else None,
         }
 
     def _sample(self, now: float) -> None:

@@ -45,6 +45,6 @@ def plan_again(out: Path, manifest: Manifest, options: Options) -> Plan:
     return plan
 
 
-def repair(plan: Plan, out: Path, damaged: Collection[str], observer: Observer = ignore, *, quiet: bool = True) -> Summary | None:
+def repair(plan: Plan, out: Path, damaged: Collection[str], observer: Observer = ignore, *, quiet: bool = True) -> Summary:
     """Make these tensors, and missing files, again. Raises what a run raises; until it is done nothing in the folder changes."""
     return run(plan, out, observer, quiet=quiet, distrust=damaged)

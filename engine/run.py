@@ -38,8 +38,8 @@ def run(
     strict: bool = False,
     show_routing: bool = False,
     distrust: Collection[str] | None = None,
-) -> Summary | None:
-    """Execute a plan into folder `out`; None if it holds the complete result already.
+) -> Summary:
+    """Execute a plan into folder `out`. Where it holds the complete result already, nothing is done, and the summary says so.
 
     Of another plan's complete result there, what has the same digest is reused; it stays as it is until the new one is complete.
     `strict` publishes no NaN or Inf. `distrust`, if given, repairs a complete result: tensors of these names are made again, and
@@ -55,7 +55,7 @@ def run(
     earlier = OutputFolder(out).manifest()
     if earlier is not None and not OutputFolder(out).work.exists() and distrust is None and is_complete(plan, out, earlier):
         _refuse_nonfinite(out, earlier.totals, strict)
-        return None
+        return _nothing_to_do(plan, earlier, observer)
     folder = claim(out)
     try:
         with exclusive(folder.lock, f"{out}: another weft is writing to this folder"):
@@ -79,13 +79,13 @@ def _run_locked(
     strict: bool,
     show_routing: bool,
     distrust: Collection[str] | None,
-) -> Summary | None:
+) -> Summary:
     begin = time.monotonic()
     old = folder.manifest()
     if old is not None and distrust is None and is_complete(plan, folder.root, old):  # what was begun there has no use
         folder.close()
         _refuse_nonfinite(folder.root, old.totals, strict)
-        return None
+        return _nothing_to_do(plan, old, observer)
     earlier = finished(plan, folder.root, old, distrust or ())
     made = [index for index in range(len(plan.shards)) if index not in earlier.kept]
     try:
@@ -271,6 +271,35 @@ def _measured(plan: Plan) -> Iterator[_Memory]:
         finally:
             memory.ram = max(peak_memory() - before, 0)
             memory.vram = peak_device_memory(device)
+
+
+def _nothing_to_do(plan: Plan, manifest: Manifest, observer: Observer) -> Summary:
+    """The summary of a complete result, from what its manifest recorded."""
+    facts = {recipe.name: manifest.tensors[recipe.name].facts for recipe in plan.recipes}
+    total = sum(facts.values(), Facts())
+    summary = Summary(
+        tensors=len(plan.recipes),
+        parameters=plan.parameters,
+        bytes_written=0,
+        bytes_read=0,
+        computed=0,
+        reused=len(plan.recipes),
+        seconds=0.0,
+        differing_tensors=sum(one.differing > 0 for one in facts.values()),
+        differing_elements=total.differing,
+        compared_elements=total.compared,
+        foreign_tensors=sum(recipe.base_input is None for recipe in plan.recipes),
+        nan=total.nan,
+        inf=total.inf,
+        nonfinite_tensors=[name for name, one in facts.items() if one.nan or one.inf],
+        predicted_ram=plan.predicted_ram,
+        measured_ram=0,
+        predicted_vram=plan.predicted_vram,
+        measured_vram=0,
+        already_complete=True,
+    )
+    observer(RunFinished(summary))
+    return summary
 
 
 def _summary(plan: Plan, records: Mapping[str, Record], bytes_read: int, reused: int, seconds: float, memory: _Memory) -> Summary:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import OutputError
 from .folder import OutputFolder
@@ -27,6 +28,18 @@ class Status:
     nbytes: int | None
     nbytes_done: int | None
     rate: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data for programs. Keys are stable; new ones may be added."""
+        return {
+            "state": self.state,
+            "earlier_result": self.earlier,
+            "tensors": self.tensors,
+            "tensors_done": self.tensors_done,
+            "bytes": self.nbytes,
+            "bytes_done": self.nbytes_done,
+            "bytes_per_second": self.rate,
+        }
 
 
 def status(out: Path) -> Status:

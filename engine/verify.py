@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -46,6 +47,16 @@ class Verdict:
     damage: tuple[Damage, ...]
     edited: tuple[str, ...]
     tensors: frozenset[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data for programs. Keys are stable; new ones may be added."""
+        return {
+            "whole": not self.damage,
+            "tensors": self.checked,
+            "bytes": self.nbytes,
+            "damage": [{"file": item.file, "tensor": item.tensor, "what": item.what} for item in self.damage],
+            "differing_files": list(self.edited),
+        }
 
 
 def open_result(out: Path) -> Manifest:

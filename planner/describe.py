@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..errors import ConfigError, OutputError
 from .estimate import estimate_seconds
 from .graph import Compute, Load, Save
 from .plan import Plan
+from .sizes import format_count, format_duration, format_size
 
 DESCRIPTION_VERSION = 1
 
@@ -30,7 +32,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "digest": plan.digest,
         "method": plan.method.name,
         "base_model": plan.base_name,
-        "dtype": plan.model_config.get("torch_dtype") or plan.model_config.get("dtype"),
+        "dtype": _dtype(plan),
         "layers": plan.layers,
         "seed": plan.options.seed,
         "models": [
@@ -62,6 +64,48 @@ def describe(plan: Plan) -> dict[str, Any]:
         "seconds": round(estimate_seconds(plan), 1),
         "notes": list(plan.notes),
     }
+
+
+def headline(plan: Plan) -> str:
+    """The merge in one line: method, models, layers, parameters, dtype."""
+    models = ", ".join(str(model.reference) for model in plan.models)
+    size = f"{plan.layers} layers · {format_count(plan.parameters)} parameters · {_dtype(plan)}"
+    return f"{plan.method.name} of {models} · {size}"
+
+
+def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What a plan will do and cost, for people: pairs of a label and a text."""
+    about = describe(plan)
+    tasks, budget = about["tasks"], plan.options.budget
+    tiled = f", {about['tiled_tensors']} of them in tiles" if about["tiled_tensors"] else ""
+    yield "tensors", f"{about['tensors']}{tiled}; tasks: {tasks['load']} load, {tasks['compute']} compute, {tasks['save']} save"
+    for model in about["models"]:
+        role = " (base)" if model["model"] == about["base_model"] else ""
+        yield "read", f"{format_size(model['bytes_read'])} from {model['model']}{role}"
+    shards, beside = len(plan.shards), len(plan.side_files) + len(plan.written_files)
+    yield "write", f"{format_size(plan.bytes_written)} in {shards} file{'s' if shards > 1 else ''} and {beside} side files"
+    peak = about["peak_tensor"]
+    yield "RAM", f"{format_size(plan.predicted_ram)} at most, of {format_size(budget.ram)}; the peak is set by {peak}"
+    if budget.on_host:
+        yield "VRAM", "none: computed on the CPU"
+    else:
+        yield "VRAM", f"{format_size(plan.predicted_vram)} at most, of {format_size(budget.vram)}"
+    fetch = {name: size for name, size in downloads(plan).items() if size}
+    yield "download", ", ".join(f"{format_size(size)} of {name}" for name, size in fetch.items()) or "nothing"
+    beside_download = ", beside the download" if fetch else ""
+    yield "time", f"about {format_duration(about['seconds'])} with {budget.workers} workers{beside_download}"
+
+
+def _dtype(plan: Plan) -> Any:
+    """The result's element type, as config.json names it."""
+    return plan.model_config.get("torch_dtype") or plan.model_config.get("dtype")
+
+
+def plan_as_html(plan: Plan) -> str:
+    """A plan as a table, for notebooks. Names are strangers' texts, and are escaped."""
+    rows = "".join(f"<tr><th>{escape(label)}</th><td>{escape(text)}</td></tr>" for label, text in plan_rows(plan))
+    notes = "".join(f"<tr><th>note</th><td>{escape(note)}</td></tr>" for note in plan.notes)
+    return f"<table><caption>{escape(headline(plan))}</caption>{rows}{notes}</table>"
 
 
 def downloads(plan: Plan) -> dict[str, int]:

@@ -75,6 +75,10 @@ class Explanation:
     offset: int
     digest: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data for programs. Keys are stable; new ones may be added."""
+        return {"version": EXPLANATION_VERSION, **asdict(self)}
+
 
 def find_tensor(plan: Plan, wanted: str) -> int:
     """The number of the recipe that `wanted` names: wholly, by a part of its name, or by a pattern with `*` and `?`.
@@ -189,8 +193,3 @@ def _what(recipe: Recipe) -> tuple[str, str]:
     if recipe.method is None:
         return "copy", "the tensor of one model as it is" + (", rounded" if recipe.inputs[0].dtype != recipe.dtype else "")
     return recipe.method, methods()[recipe.method].summary
-
-
-def describe_explanation(found: Explanation) -> dict[str, Any]:
-    """Everything as plain data for programs. Keys are stable; new ones may be added."""
-    return {"version": EXPLANATION_VERSION, **asdict(found)}

@@ -90,6 +90,56 @@ class Inspection:
             found[group.dtype] = tensors + len(group.tensors), parameters + group.parameters
         return dict(sorted(found.items(), key=lambda item: -item[1][1]))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data for programs. Keys are stable; new ones may be added."""
+        checkpoint, adapter = self.checkpoint, self.adapter
+        return {
+            "version": INSPECTION_VERSION,
+            "model": checkpoint.label,
+            "commit": checkpoint.store.commit,
+            "architecture": self.architecture,
+            "model_type": self.model_type,
+            "layers": next(iter(self.stacks.values()), 0),
+            "stacks": dict(self.stacks),
+            "parameters": self.parameters,
+            "bytes": self.nbytes,
+            "quantization": self.quantization,
+            "tokens": self.tokens,
+            "dtypes": {dtype: {"tensors": n, "parameters": p} for dtype, (n, p) in self.dtypes().items()},
+            "files": {file.name: file.size for file in checkpoint.files},
+            "side_files": dict(checkpoint.side_files),
+            "adapter": adapter
+            and {
+                "adapter": adapter.label,
+                "ranks": list(adapter.ranks),
+                "patched": list(adapter.patched),
+                "replaced": list(adapter.replaced),
+                "bytes": adapter.nbytes,
+            },
+            "groups": [
+                {
+                    "pattern": group.pattern,
+                    "tensors": len(group.tensors),
+                    "dtype": group.dtype,
+                    "shape": list(group.shape),
+                    "parameters": group.parameters,
+                    "bytes": group.nbytes,
+                }
+                for group in self.groups
+            ],
+            "tensors": [
+                {
+                    "name": tensor.name,
+                    "dtype": tensor.dtype,
+                    "shape": list(tensor.shape),
+                    "bytes": tensor.nbytes,
+                    "file": tensor.file.name,
+                    "offset": tensor.offset,
+                }
+                for tensor in self.tensors
+            ],
+        }
+
 
 def inspect_model(reference: ModelReference) -> Inspection:
     """A folder's or a Hub model's facts, also of a quantised one. Raises CheckpointError for what is broken or missing."""
@@ -147,54 +197,3 @@ def _tokens(checkpoint: Checkpoint) -> tuple[int | None, str | None]:
     except CheckpointError as error:
         return None, str(error)
     return len(tokenizer.tokens), None
-
-
-def describe_inspection(found: Inspection) -> dict[str, Any]:
-    """Everything as plain data for programs. Keys are stable; new ones may be added."""
-    checkpoint, adapter = found.checkpoint, found.adapter
-    return {
-        "version": INSPECTION_VERSION,
-        "model": checkpoint.label,
-        "commit": checkpoint.store.commit,
-        "architecture": found.architecture,
-        "model_type": found.model_type,
-        "layers": next(iter(found.stacks.values()), 0),
-        "stacks": dict(found.stacks),
-        "parameters": found.parameters,
-        "bytes": found.nbytes,
-        "quantization": found.quantization,
-        "tokens": found.tokens,
-        "dtypes": {dtype: {"tensors": n, "parameters": p} for dtype, (n, p) in found.dtypes().items()},
-        "files": {file.name: file.size for file in checkpoint.files},
-        "side_files": dict(checkpoint.side_files),
-        "adapter": adapter
-        and {
-            "adapter": adapter.label,
-            "ranks": list(adapter.ranks),
-            "patched": list(adapter.patched),
-            "replaced": list(adapter.replaced),
-            "bytes": adapter.nbytes,
-        },
-        "groups": [
-            {
-                "pattern": group.pattern,
-                "tensors": len(group.tensors),
-                "dtype": group.dtype,
-                "shape": list(group.shape),
-                "parameters": group.parameters,
-                "bytes": group.nbytes,
-            }
-            for group in found.groups
-        ],
-        "tensors": [
-            {
-                "name": tensor.name,
-                "dtype": tensor.dtype,
-                "shape": list(tensor.shape),
-                "bytes": tensor.nbytes,
-                "file": tensor.file.name,
-                "offset": tensor.offset,
-            }
-            for tensor in found.tensors
-        ],
-    }

@@ -48,7 +48,7 @@ class Options:
     commits: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A compiled merge.
 
@@ -81,6 +81,17 @@ class Plan:
     digest: str
     merges: Mapping[str, Merge] = field(default_factory=dict)
     routers: tuple[Router, ...] = ()
+
+    def __repr__(self) -> str:
+        from .describe import headline
+
+        return f"<weft plan: {headline(self)} · {format_size(self.predicted_ram)} RAM>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from .describe import plan_as_html
+
+        return plan_as_html(self)
 
     @cached_property
     def all_recipes(self) -> tuple[Recipe, ...]:

@@ -108,7 +108,7 @@ def test_a_run(tmp_path: Path, two: tuple[Path, Path]) -> None:
     for kind in (TensorWritten, TensorDurable):
         assert {event.name for event in events if isinstance(event, kind)} == {recipe.name for recipe in made.recipes}
     assert any(isinstance(event, MemoryHeld) for event in events)
-    assert weft.run(made, tmp_path / "out") is None
+    assert weft.run(made, tmp_path / "out").already_complete
     summary = weft.run(weft.plan(linear(*two), ram="256MiB"), tmp_path / "out")
     assert summary is not None and summary.computed == summary.tensors
     with pytest.raises(OutputError):
@@ -285,6 +285,93 @@ def test_memory_keeps_to_the_budget_and_two_tensors(tmp_path: Path, large: tuple
     assert grown > two_largest / 2, "or it is not measured"
 
 
+# What a person meets in a notebook.
+
+
+def test_a_run_takes_a_config_and_a_repeat_has_a_summary(tmp_path: Path, two: tuple[Path, Path]) -> None:
+    config, out = linear(*two), tmp_path / "out"
+    path = write_config(tmp_path / "merge.yaml", config)
+    events: list[Event] = []
+    first = weft.run(path, out, ram="256MiB", workers=1)
+    again = weft.run(config, str(out), events.append, ram="64MiB")
+    assert not first.already_complete and again.already_complete and events == [RunFinished(again)]
+    assert (again.computed, again.reused, again.bytes_written) == (0, first.tensors, 0)
+    for name in (
+        "tensors",
+        "parameters",
+        "differing_tensors",
+        "differing_elements",
+        "compared_elements",
+        "foreign_tensors",
+        "nan",
+    ):
+        assert getattr(again, name) == getattr(first, name), name
+    assert again.to_dict().keys() == first.to_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "workers: expected 1 to 64, not 0"),
+        ({"workers": 2.5}, "workers: expected a whole number, not 2.5"),
+        ({"seed": "x"}, "seed: expected a whole number, not 'x'"),
+        ({"ram": -1}, "ram: expected a size above zero, not -1"),
+        ({"shard_size": 0}, "shard_size: expected a size above zero, not 0"),
+        ({"device": "tpu"}, "choose auto, cpu, cuda"),
+    ],
+)
+def test_options_that_make_no_sense(two: tuple[Path, Path], options: dict[str, Any], message: str) -> None:
+    for call in (weft.plan, weft.merge):
+        with pytest.raises(ConfigError, match=message):
+            call(linear(*two), **options)
+    with pytest.raises(TypeError, match="wokers"):
+        weft.plan(linear(*two), wokers=1)  # type: ignore[call-arg]
+
+
+def test_a_plan_has_its_options_already(tmp_path: Path, two: tuple[Path, Path]) -> None:
+    made = weft.plan(linear(*two))
+    with pytest.raises(ConfigError, match=r"seed: this plan has its options already: give seed to weft\.plan"):
+        weft.run(made, tmp_path / "out", seed=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_plans_and_reports_show_themselves(tmp_path: Path, two: tuple[Path, Path]) -> None:
+    named = write_model(tmp_path / "<b>bold & brave", small_tensors(3))
+    made = weft.plan(linear(two[0], named))
+    assert repr(made).startswith("<weft plan: linear of ") and "\n" not in repr(made) and len(repr(made)) < 500
+    shown = made._repr_html_()
+    assert "&lt;b&gt;bold &amp; brave" in shown and "<b>" not in shown and "<th>RAM</th>" in shown
+    page = weft.report(made)
+    assert page._repr_html_().startswith("<iframe srcdoc=") and page._repr_html_().count("<") == 2
+    assert page.to_dict()["about"]["digest"] == made.digest
+    page.save(tmp_path / "plan.html")
+    assert (tmp_path / "plan.html").read_text() == page.html
+
+
+def test_progress_is_shown_where_it_is_wanted(
+    tmp_path: Path, two: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weft.run(linear(*two), tmp_path / "out")
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("weft.cli.progress.EVERY", 0)
+    weft.run(linear(*two), tmp_path / "shown", progress=True)
+    assert "9 tensors" in capsys.readouterr().err
+
+
+def test_the_other_commands_from_python(tmp_path: Path, two: tuple[Path, Path]) -> None:
+    out = tmp_path / "out"
+    weft.run(linear(*two), out)
+    assert weft.inspect(str(out)).to_dict()["parameters"] == weft.inspect(str(two[0])).parameters
+    found = weft.diff(str(two[0]), str(out))
+    assert not found.identical and found.to_dict()["total"]["differing"] == found.total.differing
+    assert weft.diff(str(out), str(out)).identical
+    assert weft.verify(out).to_dict() == {**weft.verify(out).to_dict(), "whole": True, "damage": []}
+    assert weft.status(out).to_dict()["state"] == "finished"
+    assert weft.explain(linear(*two), "*layers.0.self_attn.q_proj*").to_dict()["made"]["method"] == "linear"
+    with pytest.raises(ConfigError, match="more than one"):
+        weft.inspect("a@b@c")
+
+
 # Imports and documentation.
 
 
@@ -292,7 +379,7 @@ def test_the_import_is_light() -> None:
     code = "import sys, weft; print(*sorted({'torch', 'pydantic', 'numpy', 'networkx', 'yaml', 'rich'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
     assert done.stdout.strip() == ""
-    assert set(weft.__all__) <= {*dir(weft), "Plan", "Summary", "merge", "plan", "run"}
+    assert dir(weft) == sorted([*weft.__all__, "errors"]), "nothing but what is public"
     for name in weft.__all__:
         assert getattr(weft, name) is not None
     with pytest.raises(AttributeError, match="nothing_like_it"):

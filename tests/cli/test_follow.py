@@ -30,6 +30,10 @@ def test_every_event_is_a_line_of_json(tmp_path: Path) -> None:
     assert weft("run", config, out, "-q", "--out-shard-size", "3K", "--log-json", log).code == 0
     more = [json.loads(line) for line in log.read_text().splitlines()][len(lines) :]
     assert {x["kind"] for x in more if x["event"] == "task_end"} == {"copy"} and more[-1]["reused"] == 9
+    before = len(log.read_text().splitlines())
+    assert weft("run", config, out, "-q", "--out-shard-size", "3K", "--log-json", log).code == 0
+    (nothing,) = [json.loads(line) for line in log.read_text().splitlines()][before:]
+    assert nothing["event"] == "finished" and nothing["already_complete"] and nothing["tensors"] == 9
 
 
 def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
