@@ -4,6 +4,7 @@
     ├── InputError        2   a config or checkpoint that cannot be used
     │   ├── ConfigError       where in the YAML: file, line, key path
     │   ├── CheckpointError   which model, file, tensor
+    │   │   └── InputChanged  a file that is no longer what was planned with
     │   └── OutputError       an output folder that is not ours to write
     ├── ResourceError     3   too little memory or disk
     │   ├── BudgetError       what would do
@@ -39,6 +40,10 @@ class ConfigError(InputError):
 
 class CheckpointError(InputError):
     """A model that cannot be read or merged."""
+
+
+class InputChanged(CheckpointError):
+    """A model's file that is no longer what was planned with."""
 
 
 class OutputError(InputError):

@@ -7,9 +7,8 @@ one batch are padded on the right, where attention, which looks to the left, nev
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from ..planner.graph import Load, Segment
 from ..planner.recipe import Source
 from ..planner.router import BATCH_TOKENS, READ_BYTES, Memory, Router, layer_settings
 from .pool import Pool, torch_dtype
-from .reader import Reader
+from .reader import Inputs, Reader
 
 Tensor = torch.Tensor
 
@@ -27,9 +26,9 @@ Tensor = torch.Tensor
 class BaseLayers:
     """The layers of a router's base model. Close it after use."""
 
-    def __init__(self, router: Router, paths: Mapping[tuple[str, str], Path], memory: Memory, device: torch.device) -> None:
+    def __init__(self, router: Router, inputs: Inputs, memory: Memory, device: torch.device) -> None:
         self._router, self._threads, self._device = router, memory.threads, device
-        self._reader = Reader(paths)
+        self._reader = Reader(inputs)
         for tensor in router.reads(everything=True):
             self._reader.open(tensor.file)
         self._piece = Pool(READ_BYTES)
@@ -58,6 +57,7 @@ class BaseLayers:
             self._widen(source, target)
             tensors[name] = target.view(source.shape)
             begin += len(target)
+        self._reader.check({source.file for source in self._router.weights[layer].values() if isinstance(source, InputTensor)})
         self._layers[layer].load_state_dict(tensors, assign=True)
 
     def run(self, layer: int, states: list[Tensor]) -> list[Tensor]:
@@ -127,6 +127,7 @@ def read_rows(reader: Reader, source: Source, ids: Sequence[int]) -> Tensor:
     for row, number in zip(rows, ids, strict=True):
         reader.read(Load(source, (Segment(source.offset + number * nbytes, nbytes, 0),), False), pool.bytes(0, nbytes))
         row.copy_(pool.tensor(0, source.dtype, width))
+    reader.check((source.file,))
     return rows
 
 

@@ -28,7 +28,7 @@ from ..planner.memory import OVERHEAD
 from ..planner.reference import parse_reference
 from ..planner.sizes import format_size
 from .pool import torch_dtype
-from .reader import Reader
+from .reader import InputFile, Reader
 
 PIECE = 8 << 20
 LEAST_PIECE = 256 << 10
@@ -158,13 +158,18 @@ def compare(first: Checkpoint, second: Checkpoint, ram: int, seen: Callable[[int
     pairs, shapes = _pairs(first, second)
     places = find_layout(first.label, first.config, first.tensors).places
     piece = _piece(ram)
-    files = [(checkpoint.store.path(file.name), file) for checkpoint in (first, second) for file in checkpoint.files]
-    paths = {(file.model, file.name): path for path, file in files if path is not None}
+    inputs = {}
+    for checkpoint in (first, second):
+        for file in checkpoint.files:
+            path = checkpoint.store.path(file.name)
+            if path is not None:
+                inputs[(file.model, file.name)] = InputFile(path, checkpoint.store.state(file.name))
     found = []
-    with closing(Reader(paths)) as reader, _one_thread():
+    with closing(Reader(inputs)) as reader, _one_thread():
         for file in (*first.files, *second.files):
             reader.open(file)
         for (x, y), sums in _measured(pairs, reader, piece, seen):
+            reader.check((x.file, y.file))
             place = places[x.name]
             layer = f"{place.stack.prefix}.{place.layer}".lstrip(".") if place.stack else ""
             found.append(TensorDifference(x.name, layer, x.shape, (x.dtype, y.dtype), sums))

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import networkx as nx
@@ -25,6 +24,7 @@ from ..ops.declare import Fallback, MethodError
 from ..planner.graph import Compute, Load, Save
 from ..planner.memory import active_steps
 from ..planner.plan import Plan
+from ..planner.recipe import files_of
 from ..planner.schedule import Buffer, Schedule
 from .compute import Fold
 from .device import settle
@@ -32,7 +32,8 @@ from .events import BytesRead, MemoryHeld, Observer, TaskEnded, TaskStarted, Ten
 from .journal import Facts, Record
 from .parts import Cutter, Part, benches
 from .pool import Pool
-from .reader import Reader
+from .proof import proofs
+from .reader import Inputs, Reader
 from .system import write_error
 from .threads import Crew
 
@@ -113,7 +114,7 @@ class Executor:
         plan: Plan,
         graph: nx.DiGraph[int],
         schedule: Schedule,
-        paths: Mapping[tuple[str, str], Path],
+        inputs: Inputs,
         writer: Sink,
         journal: Ledger,
         observer: Observer,
@@ -121,9 +122,10 @@ class Executor:
         self.plan, self.graph, self.schedule = plan, graph, schedule
         self.writer, self.journal, self.observer = writer, journal, observer
         self.pool = Pool(schedule.arena, pinned=not plan.options.budget.on_host)
+        self.proofs = proofs(plan)
         self.cutter = Cutter(plan, graph, schedule, self.pool)
         self.benches = benches(plan)
-        self.reader = Reader(paths)
+        self.reader = Reader(inputs)
         for file in plan.files():
             self.reader.open(file)
         self.tensors: dict[int, _TensorState] = {}
@@ -345,10 +347,8 @@ class Executor:
         recipe, place = self.plan.recipes[compute.recipe], self.plan.places[compute.recipe]
         del self.tensors[compute.recipe]
         self.undurable += 1
-        shard = self.plan.shards[place.shard].name
-        self._commits.put(
-            Record(recipe.name, recipe.digest, shard, place.offset, place.nbytes, tensor.hash.hexdigest(), tensor.facts)
-        )
+        shard, proof, checksum = self.plan.shards[place.shard].name, self.proofs[compute.recipe], tensor.hash.hexdigest()
+        self._commits.put(Record(recipe.name, proof, shard, place.offset, place.nbytes, checksum, tensor.facts))
         self.committer.put(0)
         self.observer(TensorWritten(recipe.name, place.nbytes))
 
@@ -380,6 +380,9 @@ class Executor:
             self.writer.write(place.shard, place.offset + task.offset, data)
         except OSError as error:
             raise write_error(error, self.plan.shards[place.shard].name) from None
+        compute = self.cutter.compute(number)
+        if compute.tile == compute.tiles - 1:  # tiles are saved in order, so all that the tensor is made of has been read
+            self.reader.check(files_of([self.plan.recipes[task.recipe]]))
         return "saved", number, task.nbytes
 
     def _commit(self, job: object, thread: int) -> object:

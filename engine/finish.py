@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from .. import __version__
-from ..errors import CheckpointError, OutputError
+from ..errors import CheckpointError, InputChanged, OutputError
 from ..planner.dtypes import ITEM_SIZES
 from ..planner.plan import Plan
 from ..planner.sources import Model
@@ -64,10 +63,13 @@ def same_companions(plan: Plan, files: Mapping[str, str]) -> bool:
     The model card is not looked at: it says what the result was made with. A file that cannot be had now counts as unchanged.
     """
     card = "README.md"
-    with suppress(CheckpointError):
+    try:
         made = {name: checksum(data) for name, data in companions(plan) if name != card}
-        return made == {name: found for name, found in files.items() if name != card}
-    return True
+    except InputChanged:
+        raise
+    except CheckpointError:
+        return True
+    return made == {name: found for name, found in files.items() if name != card}
 
 
 def _json(value: object) -> bytes:

@@ -137,9 +137,9 @@ def durable(
     shards: Sequence[Shard],
     fresh: Sequence[bool],
 ) -> dict[int, Record]:
-    """By recipe number, the tensors that the journal proves done: same digest, same place, in a shard that was not begun anew.
+    """By recipe number, the tensors that the journal proves done: same proof, same place, in a shard that was not begun anew.
 
-    `names` are pairs of a recipe's name and digest.
+    `names` are pairs of a recipe's name and its proof (`engine/proof`).
     """
     found = {}
     for number, ((name, digest), place) in enumerate(zip(names, places, strict=True)):

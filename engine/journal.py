@@ -34,7 +34,10 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One durable tensor: where it stands, the digest of everything that made it, the xxh3-128 checksum of its bytes."""
+    """One durable tensor: where it stands, what made it, and the xxh3-128 checksum of its bytes.
+
+    `digest` is the recipe's; in the journal of an unfinished folder it is the proof that `engine/proof` makes of it.
+    """
 
     name: str
     digest: str

@@ -3,34 +3,69 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
 from ..planner.catalog import WeightFile
+from ..planner.file_state import FileState
 from ..planner.graph import Load
+from ..planner.store import changed, check_state
 from .system import read_into
 
 
-class Reader:
-    """The input files of a run, each opened once and checked to be what was planned with."""
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """Where an input file is on this machine, and the state in which it was planned with."""
 
-    def __init__(self, paths: Mapping[tuple[str, str], Path]) -> None:
-        self._paths = paths
+    path: Path
+    state: FileState
+
+
+Inputs = Mapping[tuple[str, str], InputFile]
+"""Input files by model and name."""
+
+
+class Reader:
+    """The input files of a run, each opened once and checked to be what was planned with.
+
+    What is read counts only if `check` finds the file unchanged afterwards.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
         self._files: dict[tuple[str, str], int] = {}
 
     def open(self, file: WeightFile) -> None:
-        """Open a file. Raises CheckpointError where it is gone or no longer as large."""
+        """Open a file. Raises CheckpointError where it is gone, InputChanged where it is not what was planned with."""
         key = (file.model, file.name)
         if key in self._files:
             return
+        wanted = self._inputs[key]
         try:
-            self._files[key] = os.open(self._paths[key], os.O_RDONLY)
-            size = os.fstat(self._files[key]).st_size
+            self._files[key] = os.open(wanted.path, os.O_RDONLY)
         except OSError as error:
             raise CheckpointError(f"{file.model}/{file.name}: {error.strerror or error}") from None
-        if size != file.size:
-            raise CheckpointError(f"{file.model}/{file.name}: changed while weft was planning: give the command again")
+        check_state(self._files[key], wanted.state, f"{file.model}/{file.name}")
+        if wanted.state.size != file.size:
+            raise changed(f"{file.model}/{file.name}")
+
+    def check(self, files: Iterable[WeightFile]) -> None:
+        """Raise InputChanged unless files, and what stands at their paths, are still what was planned with; from any thread.
+
+        Call it after the last read of what is to be kept. A file that was replaced changes as its last name goes.
+        """
+        for file in files:
+            key = (file.model, file.name)
+            label, wanted = f"{file.model}/{file.name}", self._inputs[key]
+            check_state(self._files[key], wanted.state, label)
+            try:
+                found = FileState.of(wanted.path.stat())
+            except OSError:
+                raise changed(label) from None
+            if found != wanted.state:
+                raise changed(label)
 
     def read(self, task: Load, target: memoryview) -> None:
         """Fill `target` with a load's bytes. Raises CheckpointError naming the file."""
@@ -40,6 +75,7 @@ class Reader:
                 place = target[segment.place : segment.place + segment.nbytes]
                 read_into(self._files[(file.model, file.name)], segment.offset, place, drop=task.last)
         except EOFError as error:
+            self.check((file,))
             raise CheckpointError(
                 f"{file.model}/{file.name}: {error} while tensor '{task.tensor.name}' was read: fetch it again"
             ) from None

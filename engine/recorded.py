@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .folder import OutputFolder
 from .journal import read_records
+from .proof import digest_of
 
 
 def recorded_digest(out: Path, name: str) -> str | None:
@@ -13,7 +14,7 @@ def recorded_digest(out: Path, name: str) -> str | None:
     folder = OutputFolder(out)
     record = read_records(folder.journal).get(name)
     if record is not None:
-        return record.digest
+        return digest_of(record.digest)
     manifest = folder.manifest()
     tensor = manifest.tensors.get(name) if manifest is not None else None
     return tensor.digest if tensor is not None else None

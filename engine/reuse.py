@@ -16,6 +16,7 @@ from .finish import is_complete
 from .folder import OutputFolder, begun, durable
 from .journal import Record, read_records
 from .manifest import FinishedTensor, Manifest, checksum
+from .proof import proofs
 from .system import pread
 
 
@@ -84,6 +85,7 @@ def finished(plan: Plan, root: Path, manifest: Manifest | None, distrust: Collec
         elif own:
             lost.add(number)
     kept, records, copies = set(), {}, {}
+    proven = proofs(plan)
     for index, shard in enumerate(plan.shards):
         stays = _stays(plan, index, root, manifest) and all(
             n in found and found[n][0] == plan.recipes[n].name and places[found[n][0]][0].name == shard.name
@@ -94,7 +96,7 @@ def finished(plan: Plan, root: Path, manifest: Manifest | None, distrust: Collec
         for number in shard.recipes:
             if number in found:
                 origin, tensor = found[number]
-                record = _record(plan, number, tensor)
+                record = _record(plan, proven[number], number, tensor)
                 path, entry = places[origin]
                 if stays:
                     records[number] = record
@@ -111,7 +113,7 @@ def outlook(plan: Plan, root: Path) -> Outlook | None:
         return None
     earlier = finished(plan, root, manifest)
     fresh = [not begun(root, shard) for shard in plan.shards]
-    names = [(recipe.name, recipe.digest) for recipe in plan.recipes]
+    names = [(recipe.name, proof) for recipe, proof in zip(plan.recipes, proofs(plan), strict=True)]
     records = {**durable(read_records(folder.journal), names, plan.places, plan.shards, fresh), **earlier.records}
     copied = {n: copy for n, copy in earlier.copies.items() if n not in records}
     reasons = {
@@ -168,9 +170,9 @@ def _stays(plan: Plan, index: int, root: Path, manifest: Manifest) -> bool:
         return path.stat().st_size == shard.size and file.read(len(shard.header)) == shard.header
 
 
-def _record(plan: Plan, number: int, tensor: FinishedTensor) -> Record:
+def _record(plan: Plan, proof: str, number: int, tensor: FinishedTensor) -> Record:
     recipe, place = plan.recipes[number], plan.places[number]
     facts = tensor.facts
     if tensor.base != recipe.base_input:  # compared with another model than the base is now
         facts = replace(facts, compared=0, differing=0)
-    return Record(recipe.name, recipe.digest, plan.shards[place.shard].name, place.offset, place.nbytes, tensor.checksum, facts)
+    return Record(recipe.name, proof, plan.shards[place.shard].name, place.offset, place.nbytes, tensor.checksum, facts)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..planner.catalog import InputTensor
+from ..planner.file_state import FileState
 from ..planner.mixture_config import RANDOM_MODES
 from ..planner.plan import Plan
 from ..planner.router import ROUTER, Router, check_routers
 from .device import own_threads
 from .events import Routing
+from .reader import InputFile
 
 
 def check_can_route(plan: Plan, *, show: bool) -> None:
@@ -47,15 +49,18 @@ def _check_can_show(router: Router) -> None:
         )
 
 
-def prepare_routers(plan: Plan, folder: Path, paths: dict[tuple[str, str], Path], *, show: bool = False) -> Sequence[Routing]:
-    """Make a plan's router files in `folder` and add them to `paths`; how the prompts are routed, if that is to be shown."""
+def prepare_routers(
+    plan: Plan, folder: Path, inputs: dict[tuple[str, str], InputFile], *, show: bool = False
+) -> Sequence[Routing]:
+    """Make a plan's router files in `folder` and add them to `inputs`; how the prompts are routed, if that is to be shown."""
     routings = []
     for router in plan.routers:
         from .router_vectors import make_router
 
-        paths[(ROUTER, router.file.name)] = folder / router.file.name
         with own_threads():
-            routing = make_router(router, folder, paths, plan.options.budget, show=show)
+            routing = make_router(router, folder, inputs, plan.options.budget, show=show)
+        path = folder / router.file.name
+        inputs[(ROUTER, router.file.name)] = InputFile(path, FileState.of(path.stat()))
         routings += [routing] if routing else []
     return routings
 

@@ -19,7 +19,7 @@ from ..planner.mixture_config import RANDOM_MODES
 from ..planner.prompt_tokens import tokenizer_of
 from ..planner.router import Router
 from .events import Routing
-from .reader import Reader
+from .reader import Inputs, Reader
 
 Tensor = torch.Tensor
 
@@ -27,9 +27,7 @@ PARALLEL = 5.0
 """Condition number of a layer's vectors from which on they hardly differ."""
 
 
-def make_router(
-    router: Router, folder: Path, paths: Mapping[tuple[str, str], Path], budget: Budget, *, show: bool = False
-) -> Routing | None:
+def make_router(router: Router, folder: Path, inputs: Inputs, budget: Budget, *, show: bool = False) -> Routing | None:
     """Write the router's file into `folder`, unless it is there; how the prompts are routed, if that is to be shown.
 
     Hidden states continue after the last layer for which they were written. Raises CheckpointError for what cannot be read.
@@ -43,9 +41,9 @@ def make_router(
         for layer, rows in enumerate(vectors):
             _random(router, layer, rows)
     elif router.mode == "cheap_embed":
-        vectors[:] = _of_embeddings(router, paths, ids)
+        vectors[:] = _of_embeddings(router, inputs, ids)
     if router.runs_base or show:
-        routing = _run_base(router, folder, paths, budget, ids, vectors, show=show)
+        routing = _run_base(router, folder, inputs, budget, ids, vectors, show=show)
     _write(target, [vectors.numpy().tobytes(), bytes(4 * router.zeros)])
     _state(router, folder).unlink(missing_ok=True)
     return routing
@@ -107,11 +105,11 @@ def _random(router: Router, layer: int, rows: Tensor) -> None:
         unit_uniform(stream, 0, 0, flat, spare).mul_(2 * bound).sub_(bound)
 
 
-def _of_embeddings(router: Router, paths: Mapping[tuple[str, str], Path], ids: Mapping[str, Sequence[int]]) -> Tensor:
+def _of_embeddings(router: Router, inputs: Inputs, ids: Mapping[str, Sequence[int]]) -> Tensor:
     """The vectors of every layer, [experts, hidden]: sums of embedding rows."""
     from .base_layers import read_rows
 
-    reader = Reader(paths)
+    reader = Reader(inputs)
     try:
         for tensor in router.reads():
             reader.open(tensor.file)
@@ -150,7 +148,7 @@ def _unit(rows: Tensor) -> Tensor:
 def _run_base(
     router: Router,
     folder: Path,
-    paths: Mapping[tuple[str, str], Path],
+    inputs: Inputs,
     budget: Budget,
     ids: Mapping[str, Sequence[int]],
     vectors: Tensor,
@@ -163,7 +161,7 @@ def _run_base(
     texts = list(ids)
     lengths = [len(ids[text]) for text in texts]
     counts = torch.zeros(len(texts), router.experts, dtype=torch.float64)
-    layers = BaseLayers(router, paths, router.memory(budget, everything=True), torch.device(budget.device))
+    layers = BaseLayers(router, inputs, router.memory(budget, everything=True), torch.device(budget.device))
     try:
         first, states = _resume(router, folder, lengths, vectors) if not show else (0, [])
         states = states or [layers.embed(ids[text]) for text in texts]

@@ -19,6 +19,8 @@ from .finish import check_shards, companions, is_complete
 from .folder import OutputFolder, claim, drop_partials, durable, refuse_inputs
 from .journal import Facts, Journal, Progress, Record
 from .manifest import MANIFEST, Manifest, checksum, manifest
+from .proof import proofs
+from .reader import InputFile
 from .reuse import Finished, finished
 from .router import check_can_route, prepare_routers, router_warnings
 from .shard_writer import PARTIAL, ShardWriter
@@ -90,14 +92,14 @@ def _run_locked(
     made = [index for index in range(len(plan.shards)) if index not in earlier.kept]
     try:
         _check_space(plan, folder, made)
-        paths = fetch(plan, quiet)
+        inputs = fetch(plan, quiet)
     except BaseException:
         folder.withdraw()
         raise
     drop_partials(folder, [plan.shards[index].name for index in made])
     sync_folder(folder.root.parent)
     sync_folder(folder.root)  # partial shards without a work folder beside them would be anybody's
-    done = _make(plan, folder, earlier, made, paths, observer, show_routing)
+    done = _make(plan, folder, earlier, made, inputs, observer, show_routing)
     check_shards(plan, folder, earlier.kept)
     summary = _summary(plan, done.records, done.bytes_read, done.reused, time.monotonic() - begin, done.memory)
     summary = replace(summary, warnings=router_warnings(plan, folder.work), routings=done.routings)
@@ -130,7 +132,7 @@ def _make(
     folder: OutputFolder,
     earlier: Finished,
     made: Sequence[int],
-    paths: dict[tuple[str, str], Path],
+    inputs: dict[tuple[str, str], InputFile],
     observer: Observer,
     show_routing: bool,
 ) -> _Done:
@@ -149,8 +151,8 @@ def _make(
             for record in carry_over(copies, shard_of, sink, journal, observer):
                 records[numbers[record.name]] = record
             graph, schedule = remaining(plan, [n for n in range(len(plan.recipes)) if n not in records])
-            routings = prepare_routers(plan, folder.work, paths, show=show_routing)
-            executor = Executor(plan, graph, schedule, paths, sink, journal, observer)
+            routings = prepare_routers(plan, folder.work, inputs, show=show_routing)
+            executor = Executor(plan, graph, schedule, inputs, sink, journal, observer)
             complete = False
             try:
                 executor.run()
@@ -203,7 +205,8 @@ class _Made:
 
 def _recorded(plan: Plan, journal: Journal, earlier: Finished, fresh: Sequence[bool]) -> dict[int, Record]:
     """The tensors that are on the disk at their places; all other records are deleted before anything is overwritten."""
-    found = durable(journal.records(), [(r.name, r.digest) for r in plan.recipes], plan.places, plan.shards, fresh)
+    names = [(recipe.name, proof) for recipe, proof in zip(plan.recipes, proofs(plan), strict=True)]
+    found = durable(journal.records(), names, plan.places, plan.shards, fresh)
     journal.forget(set(journal.records()) - {record.name for record in found.values()})
     return {**found, **earlier.records}
 
@@ -230,21 +233,22 @@ def _check_space(plan: Plan, folder: OutputFolder, made: Sequence[int]) -> None:
     check_disk(folder.root, max(needed - freed, 0) + sum(plan.side_files.values()) + SLACK)
 
 
-def fetch(plan: Plan, quiet: bool) -> dict[tuple[str, str], Path]:
-    """Download what is not here yet, at the pinned commits; every input file's path."""
+def fetch(plan: Plan, quiet: bool) -> dict[tuple[str, str], InputFile]:
+    """Download what is not here yet, at the pinned commits; where every input file is, and the state it must stay in."""
     wanted: dict[str, list[str]] = {}
     for file in plan.downloaded_files():
         wanted.setdefault(file.model, []).append(file.name)
     for label, names in wanted.items():
         _download(plan.stores[label], names, quiet)
     _download(plan.base.checkpoint.store, list(plan.side_files), quiet)
-    paths = {}
+    inputs = {}
     for file in plan.input_files(everything=True):
-        path = plan.stores[file.model].path(file.name)
+        store = plan.stores[file.model]
+        path = store.path(file.name)
         if path is None:
             raise CheckpointError(f"{file.model}/{file.name}: could not be fetched")
-        paths[(file.model, file.name)] = path
-    return paths
+        inputs[(file.model, file.name)] = InputFile(path, store.state(file.name))
+    return inputs
 
 
 def _download(store: Store, names: Sequence[str], quiet: bool) -> None:

@@ -94,7 +94,7 @@ def stream(plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
     work. Raises what a run raises.
     """
     check_can_route(plan, show=False)
-    paths = fetch(plan, quiet=True)
+    inputs = fetch(plan, quiet=True)
     numbers = {recipe.name: n for n, recipe in enumerate(plan.recipes)}
     done: queue.Queue[tuple[int, torch.Tensor] | BaseException | None] = queue.Queue(maxsize=1)
     stopping = threading.Event()
@@ -117,11 +117,11 @@ def stream(plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            prepare_routers(plan, Path(folder), paths)
+            prepare_routers(plan, Path(folder), inputs)
             execute()
 
     def execute() -> None:
-        executor = Executor(plan, plan.graph, plan.schedule, paths, collector, collector, observe)
+        executor = Executor(plan, plan.graph, plan.schedule, inputs, collector, collector, observe)
         complete = False
         try:
             executor.run()

@@ -17,12 +17,13 @@ from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from ..errors import CheckpointError, DiskError
+from .file_state import FileState, settled
 from .hub_errors import FAILURES, reason
 from .hub_listing import Listing, list_files
 from .hub_range import get_range
 from .remote_file import remote_file
 from .sizes import format_size
-from .store import MAX_SMALL_FILE
+from .store import MAX_SMALL_FILE, open_in_state
 
 
 class HubRepository:
@@ -42,6 +43,7 @@ class HubRepository:
         self.label = f"{name}@{revision}" if revision else name
         self._name, self._revision = name, revision
         self._listed: Listing | None = None
+        self._states: dict[str, FileState] = {}
         self.commit = commit
         self._commit = commit or self._resolve()
         self.commit = self._commit
@@ -58,19 +60,14 @@ class HubRepository:
             raise CheckpointError(f"{self.label}/{name}: too large for what it is ({MAX_SMALL_FILE} bytes at most)")
         with _progress(quiet=True):
             path = self._fetch(name, self._commit)
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{self.label}/{name}: {error.strerror or error}") from None
+        with open_in_state(path, self.state(name), f"{self.label}/{name}") as file:
+            return file.read(MAX_SMALL_FILE)
 
     def open(self, name: str) -> BinaryIO:
         """The cached file, or one whose bytes are fetched as they are read."""
         path = self.path(name)
         if path is not None:
-            try:
-                return path.open("rb")
-            except OSError as error:
-                raise CheckpointError(f"{self.label}/{name}: {error.strerror or error}") from None
+            return open_in_state(path, self.state(name), f"{self.label}/{name}")
         return remote_file(self._size(name), lambda start, end: self._range(name, start, end))
 
     def identity(self, name: str) -> str:
@@ -81,6 +78,22 @@ class HubRepository:
         """The file in the local cache, or None."""
         found = try_to_load_from_cache(self._name, name, revision=self._commit)
         return Path(found) if isinstance(found, str) else None
+
+    def state(self, name: str) -> FileState:
+        """Of the cached file, when it was first looked at."""
+        path = self.path(name)
+        if path is None:
+            raise CheckpointError(f"{self.label}/{name}: not in the local cache any more; give the command again")
+        if name not in self._states:
+            try:
+                self._states[name] = settled(lambda: {name: FileState.of(path.stat())})[name]
+            except OSError as error:
+                raise CheckpointError(f"{self.label}/{name}: {error.strerror or error}") from None
+        return self._states[name]
+
+    def used(self) -> Mapping[str, FileState]:
+        """Nothing: the commit says what the files are, whichever copy of them is read."""
+        return {}
 
     def download(self, names: Sequence[str], quiet: bool = False) -> None:
         """Bring files into the local cache; those that are there already cost nothing, so the same call continues a stopped one.

@@ -23,7 +23,7 @@ from .kernels import kernel_of
 from .memory import PIPELINE, Budget, Division, divide
 from .mixture import compile_mixture
 from .models import Models
-from .recipe import Recipe
+from .recipe import Recipe, files_of
 from .router import ROUTER, Router, check_routers
 from .schedule import Schedule, schedule
 from .shards import OutputPlace, Shard, lay_out
@@ -148,7 +148,7 @@ class Plan:
 
     def files(self) -> tuple[WeightFile, ...]:
         """The weight files that tasks read, each once."""
-        return tuple(dict.fromkeys(tensor.file for recipe in self.recipes for tensor in recipe.leaves()))
+        return files_of(self.recipes)
 
     def input_files(self, *, everything: bool = False) -> tuple[WeightFile, ...]:
         """The models' files that are read for tasks and routers, each once; `everything` as for `Router.reads`."""

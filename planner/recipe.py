@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..ops.declare import Arguments, Method
 from ..ops.noise import Noise
 from ..ops.registry import methods
 from ..ops.rows import RowLayout
-from .catalog import InputTensor
+from .catalog import InputTensor, WeightFile
 from .dtypes import ITEM_SIZES
 
 
@@ -89,6 +89,25 @@ class Recipe:
                 yield from source.leaves()
             else:
                 yield source.tensor if isinstance(source, MappedRows) else source
+
+
+def files_of(recipes: Iterable[Recipe]) -> tuple[WeightFile, ...]:
+    """The files that are read for some tensors, also for inputs that are computed themselves; each once."""
+    found: dict[WeightFile, None] = {}
+    seen: set[str] = set()
+
+    def visit(recipe: Recipe) -> None:
+        seen.add(recipe.digest)
+        for source in recipe.inputs:
+            if isinstance(source, Recipe):
+                if source.digest not in seen:
+                    visit(source)
+            else:
+                found[(source.tensor if isinstance(source, MappedRows) else source).file] = None
+
+    for recipe in recipes:
+        visit(recipe)
+    return tuple(found)
 
 
 Source = InputTensor | MappedRows | Recipe

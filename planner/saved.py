@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, ConfigError, OutputError
+from ..errors import ConfigError, InputChanged, OutputError
 from .plan import Options, Plan
 
-SAVED_VERSION = 1
+SAVED_VERSION = 2
 KIND = "weft plan"
 _SETTINGS: Mapping[str, type] = {
     "ram": int, "vram": int, "workers": int, "device": str, "shard_size": int, "seed": int, "copy_tokenizer": bool,
@@ -20,13 +20,16 @@ _SETTINGS: Mapping[str, type] = {
 
 @dataclass(frozen=True, slots=True)
 class SavedPlan:
-    """A saved plan's content. `inputs` are the identities of all weight files, by model and file name."""
+    """A saved plan's content. By model and file name, `inputs` are the identities of all weight files, and `states` the fields of
+    the `FileState` of every file of this machine that was read or will be copied.
+    """
 
     source: str
     config: str
     settings: Mapping[str, Any]
     commits: Mapping[str, str]
     inputs: Mapping[str, str]
+    states: Mapping[str, Sequence[int]]
     digest: str
 
 
@@ -50,11 +53,21 @@ def save_plan(plan: Plan, path: Path) -> None:
         },
         "commits": {label: store.commit for label, store in plan.stores.items() if store.commit},
         "inputs": {f"{file.model}/{file.name}": file.identity for file in plan.files()},
+        "states": _states(plan),
     }
     try:
         path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"--save {path}: {error.strerror or error}") from None
+
+
+def _states(plan: Plan) -> dict[str, list[int]]:
+    """The states of the files of this machine that a plan was made from or has yet to copy."""
+    copied = plan.base.checkpoint.store
+    found = {f"{copied.label}/{name}": copied.state(name) for name in plan.side_files if copied.commit is None}
+    for store in plan.stores.values():
+        found |= {f"{store.label}/{name}": state for name, state in store.used().items()}
+    return {name: [state.size, state.modified, state.changed] for name, state in found.items()}
 
 
 def load_saved_plan(path: Path) -> SavedPlan | None:
@@ -71,23 +84,24 @@ def load_saved_plan(path: Path) -> SavedPlan | None:
         return None
     if value.get("version") != SAVED_VERSION:
         raise ConfigError(f"{path}: a plan of another version of weft: make it again with `weft plan --save`")
-    parts: list[Any] = [value.get(key) for key in ("source", "config", "settings", "commits", "inputs", "digest")]
-    source, config, settings, commits, inputs, digest = parts
+    parts: list[Any] = [value.get(key) for key in ("source", "config", "settings", "commits", "inputs", "states", "digest")]
+    source, config, settings, commits, inputs, states, digest = parts
     if (
         not all(isinstance(text, str) for text in (source, config, digest))
-        or not all(isinstance(part, dict) for part in (settings, commits, inputs))
+        or not all(isinstance(part, dict) for part in (settings, commits, inputs, states))
         or any(type(settings.get(key)) is not kind for key, kind in _SETTINGS.items())
         or not all(isinstance(text, str) for text in (*commits.values(), *inputs.values()))
     ):
         raise ConfigError(f"{path}: a damaged plan: make it again with `weft plan --save`")
-    return SavedPlan(source, config, settings, commits, inputs, digest)
+    return SavedPlan(source, config, settings, commits, inputs, states, digest)
 
 
 def check_unchanged(saved: SavedPlan, plan: Plan, path: Path) -> None:
     """Raise CheckpointError, naming the file, where `plan`, made anew from `saved`, has other inputs than it had."""
-    for file in plan.files():
-        name = f"{file.model}/{file.name}"
-        if saved.inputs.get(name) != file.identity:
-            raise CheckpointError(f"{name} changed since {path} was written: make the plan again with `weft plan --save`")
+    identities = {f"{file.model}/{file.name}": file.identity for file in plan.files()}
+    for known, now in ((saved.inputs, identities), (saved.states, _states(plan))):
+        for name, found in now.items():
+            if known.get(name) != found:
+                raise InputChanged(f"{name} changed since {path} was written: make the plan again with `weft plan --save`")
     if saved.digest != plan.digest:
         raise ConfigError(f"{path}: this version of weft plans it differently: make the plan again with `weft plan --save`")

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from .catalog import Checkpoint, InputTensor, WeightFile
 from .compile import Merge
 from .dtypes import ITEM_SIZES
+from .file_state import FileState
 from .graph import copies_bytes
 from .kernels import kernel_of
 from .recipe import Recipe, Source
@@ -40,6 +41,12 @@ class _StageFiles:
 
     def path(self, name: str) -> Path | None:
         return self.base.path(name)
+
+    def state(self, name: str) -> FileState:
+        return self.base.state(name)
+
+    def used(self) -> Mapping[str, FileState]:
+        return self.base.used()
 
     def download(self, names: Sequence[str], quiet: bool = False) -> None:
         missing = [name for name in names if name not in self.written and self.base.path(name) is None]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputChanged
+from .file_state import FileState, settled
 
 
 class Store(Protocol):
@@ -33,6 +35,12 @@ class Store(Protocol):
     def path(self, name: str) -> Path | None:
         """The file on this machine, or None where it is not here yet."""
 
+    def state(self, name: str) -> FileState:
+        """Of the file on this machine, when this store first looked at it: what is read later must be in the same."""
+
+    def used(self) -> Mapping[str, FileState]:
+        """The files of this machine that were read through this store so far."""
+
     def download(self, names: Sequence[str], quiet: bool = False) -> None:
         """Bring files to this machine, so that `path` finds them."""
 
@@ -42,22 +50,32 @@ MAX_SMALL_FILE = 128 << 20
 
 
 class Folder:
-    """A model in a folder of this machine."""
+    """A model in a folder of this machine, as it stood when it was first looked at: a file that changes later is an error."""
 
     commit: str | None = None
 
     def __init__(self, root: Path, label: str) -> None:
         self.root, self.label = root, label
+        self._listed: dict[str, FileState] | None = None
+        self._used: dict[str, FileState] = {}
 
     def sizes(self) -> Mapping[str, int]:
         """Files that stand directly in the folder."""
-        try:
-            files = [entry for entry in sorted(self.root.iterdir()) if entry.is_file()]
-            for entry in files:
-                self._check_link(entry)
-            return {entry.name: entry.stat().st_size for entry in files}
-        except OSError as error:
-            raise CheckpointError(f"{self.label}: {error.strerror or error}") from None
+        return {name: state.size for name, state in self._states().items()}
+
+    def _states(self) -> Mapping[str, FileState]:
+        if self._listed is None:
+            try:
+                self._listed = settled(self._look)
+            except OSError as error:
+                raise CheckpointError(f"{self.label}: {error.strerror or error}") from None
+        return self._listed
+
+    def _look(self) -> dict[str, FileState]:
+        files = [entry for entry in sorted(self.root.iterdir()) if entry.is_file()]
+        for entry in files:
+            self._check_link(entry)
+        return {entry.name: FileState.of(entry.stat()) for entry in files}
 
     def _check_link(self, entry: Path) -> None:
         """A link in a model from a stranger could bring any file of this machine into the result. The Hub's own are let be."""
@@ -75,29 +93,68 @@ class Folder:
         """A small file, whole."""
         with self.open(name) as file:
             data = file.read(MAX_SMALL_FILE + 1)
-        if len(data) > MAX_SMALL_FILE:
-            raise CheckpointError(f"{self.label}/{name}: too large for what it is ({MAX_SMALL_FILE} bytes at most)")
+            if len(data) > MAX_SMALL_FILE:
+                raise CheckpointError(f"{self.label}/{name}: too large for what it is ({MAX_SMALL_FILE} bytes at most)")
+            check_state(file, self.state(name), f"{self.label}/{name}")  # nobody wrote to it meanwhile
         return data
 
     def open(self, name: str) -> BinaryIO:
-        """The file itself."""
-        try:
-            return (self.root / name).open("rb")
-        except OSError as error:
-            raise CheckpointError(f"{self.label}/{name}: {error.strerror or error}") from None
+        """The file itself. Raises InputChanged where it is not what it was when the folder was first looked at."""
+        state = self.state(name)
+        self._used[name] = state
+        return open_in_state(self.root / name, state, f"{self.label}/{name}")
 
     def identity(self, name: str) -> str:
-        """Size and time of the last change."""
-        try:
-            status = (self.root / name).stat()
-        except OSError as error:
-            raise CheckpointError(f"{self.label}/{name}: {error.strerror or error}") from None
-        return f"{status.st_size}:{status.st_mtime_ns}"
+        """Size and time of the last change of its bytes."""
+        state = self.state(name)
+        return f"{state.size}:{state.modified}"
 
     def path(self, name: str) -> Path | None:
         """Always here."""
         return self.root / name
 
+    def state(self, name: str) -> FileState:
+        """As when the folder was first looked at."""
+        try:
+            return self._states()[name]
+        except KeyError:
+            raise CheckpointError(f"{self.label}/{name}: not there") from None
+
+    def used(self) -> Mapping[str, FileState]:
+        """What was opened."""
+        return self._used
+
     def download(self, names: Sequence[str], quiet: bool = False) -> None:
         """A folder's files are here; one that is not is gone."""
         raise CheckpointError(f"{self.label}/{names[0]}: not there")
+
+
+def open_in_state(path: Path, state: FileState, label: str) -> BinaryIO:
+    """Open a file that must still be in this state. Raises CheckpointError, or InputChanged, with `label` for its name."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"{label}: {error.strerror or error}") from None
+    try:
+        check_state(file, state, label)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def check_state(file: BinaryIO | int, state: FileState, label: str) -> None:
+    """Raise InputChanged, which names the file by `label`, where an open file is not in the state that it must be in."""
+    try:
+        found = FileState.of(os.fstat(file if isinstance(file, int) else file.fileno()))
+    except OSError as error:
+        raise CheckpointError(f"{label}: {error.strerror or error}") from None
+    if found != state:
+        raise changed(label)
+
+
+def changed(label: str) -> InputChanged:
+    """The error for a file that is no longer what it was."""
+    return InputChanged(
+        f"{label}: changed since weft planned with it: let nothing write to the models meanwhile, and give the command again"
+    )

@@ -9,6 +9,8 @@ from typing import BinaryIO
 
 import torch
 
+from weft.planner.file_state import FileState
+
 
 class Memory:
     """A store of files that are given as bytes; knows what was opened."""
@@ -33,6 +35,12 @@ class Memory:
 
     def path(self, name: str) -> Path | None:
         return None
+
+    def state(self, name: str) -> FileState:
+        raise AssertionError
+
+    def used(self) -> Mapping[str, FileState]:
+        return {}
 
     def download(self, names: Sequence[str], quiet: bool = False) -> None:
         raise AssertionError

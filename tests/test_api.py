@@ -214,7 +214,7 @@ def test_a_file_that_becomes_shorter(two: tuple[Path, Path]) -> None:
     made = weft.plan(linear(*two), ram="256MiB")
     with (two[1] / "model.safetensors").open("r+b") as file:
         file.truncate(file.seek(0, 2) - 100)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: changed while weft was planning"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: changed since weft planned with it"):
         list(weft.merge(made))
     assert threads() == []
 

@@ -200,6 +200,16 @@ def test_a_saved_plan_is_refused_where_an_input_changed(file: str, how: str) -> 
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("file", ["a/model.safetensors", "a/config.json", "a/tokenizer.json", f"b/{SHARDS[0]}"])
+def test_a_saved_plan_is_refused_where_a_file_changed_and_its_time_was_set_back(file: str) -> None:
+    save()
+    path, time = Path(file), Path(file).stat().st_mtime_ns
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(time, time))
+    assert weft("run", "saved.json", "out").line.startswith(f"{file} changed since saved.json was written")
+    assert not Path("out").exists()
+
+
 def test_a_saved_plan_is_refused_where_a_file_is_gone() -> None:
     save()
     Path("b", SHARDS[1]).unlink()
