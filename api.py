@@ -59,8 +59,11 @@ def plan(
     shard_size: str | int = DEFAULT_SHARD,
     seed: int = 0,
     copy_tokenizer: bool = True,
+    lenient: bool = False,
 ) -> Plan:
     """Compile a merge from headers alone; sizes are bytes or texts such as "2GiB", as on the command line.
+
+    `lenient` makes notes (`Plan.notes`) of what other tools read over, such as unknown keys, which is an error otherwise.
 
     Raises ConfigError, also for an option that makes no sense, CheckpointError for what cannot be merged, and BudgetError.
     """
@@ -75,7 +78,7 @@ def plan(
         workers or default_workers(),
         chosen,
     )
-    return make_plan(_load(config), Options(budget, _bytes("shard_size", shard_size), seed, copy_tokenizer))
+    return make_plan(_load(config, lenient), Options(budget, _bytes("shard_size", shard_size), seed, copy_tokenizer))
 
 
 def run(
@@ -92,6 +95,7 @@ def run(
     shard_size: str | int = DEFAULT_SHARD,
     seed: int = 0,
     copy_tokenizer: bool = True,
+    lenient: bool = False,
 ) -> Summary:
     """Write a merge into a folder: of a config, or of a plan, which has its options already.
 
@@ -100,7 +104,7 @@ def run(
     (CheckpointError). `progress` shows how far it is; by default it does in a notebook. Raises what `plan` raises, and
     OutputError, DiskError and Interrupted.
     """
-    options = _Given(ram, vram, device, workers, shard_size, seed, copy_tokenizer)
+    options = _Given(ram, vram, device, workers, shard_size, seed, copy_tokenizer, lenient)
     made = _plan_of(config, options)
     from .cli.progress import in_notebook
     from .cli.progress import progress as shown
@@ -119,6 +123,7 @@ def merge(
     shard_size: str | int = DEFAULT_SHARD,
     seed: int = 0,
     copy_tokenizer: bool = True,
+    lenient: bool = False,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, tensor) of every output tensor as it is done, under the budget, without writing.
 
@@ -127,7 +132,7 @@ def merge(
     """
     from .engine.stream import stream
 
-    return stream(_plan_of(config, _Given(ram, vram, device, workers, shard_size, seed, copy_tokenizer)))
+    return stream(_plan_of(config, _Given(ram, vram, device, workers, shard_size, seed, copy_tokenizer, lenient)))
 
 
 def explain(config: Config | Plan, tensor: str) -> Explanation:
@@ -198,6 +203,7 @@ class _Given:
     shard_size: str | int = DEFAULT_SHARD
     seed: int = 0
     copy_tokenizer: bool = True
+    lenient: bool = False
 
 
 def _plan_of(config: Config | Plan, given: _Given) -> Plan:
@@ -228,12 +234,12 @@ def _bytes(name: str, size: str | int) -> int:
     return size
 
 
-def _load(config: Config) -> LoadedConfig:
+def _load(config: Config, lenient: bool) -> LoadedConfig:
     if isinstance(config, Mapping):
         try:
-            return load_config(yaml.safe_dump(dict(config), sort_keys=False))
+            return load_config(yaml.safe_dump(dict(config), sort_keys=False), lenient=lenient)
         except yaml.representer.RepresenterError as error:
             raise ConfigError(f"a config holds maps, lists, texts and numbers only: {error.args[-1]!r} is none of them") from None
     if isinstance(config, str) and "\n" in config:
-        return load_config(config)
-    return read_config(Path(config))
+        return load_config(config, lenient=lenient)
+    return read_config(Path(config), lenient=lenient)

@@ -30,9 +30,10 @@ def explain(
     workers: o.Workers = None,
     out_shard_size: o.ShardSize = None,
     seed: o.Seed = None,
+    lenient: o.Lenient = None,
 ) -> None:
     """Say where one tensor of a merge comes from: inputs, method, the config line behind each parameter, cost and place."""
-    plan = o.compile_plan(config, o.Wishes(ram, vram, device, workers, out_shard_size, seed, None))
+    plan = o.compile_plan(config, o.Wishes(ram, vram, device, workers, out_shard_size, seed, None, lenient))
     from ..planner.explain import explain as of
     from ..planner.explain import find_tensor
 

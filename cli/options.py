@@ -53,6 +53,14 @@ CopyTokenizer = Annotated[
         "--copy-tokenizer/--no-copy-tokenizer", help="Copy the base model's tokenizer. Default: copy.", show_default=False
     ),
 ]
+Lenient = Annotated[
+    bool | None,
+    typer.Option(
+        "--lenient/--no-lenient",
+        help="Make notes of what other tools read over in a config (unknown keys, parameters that change nothing), not errors.",
+        show_default=False,
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
 Quiet = Annotated[bool, typer.Option("--quiet/--no-quiet", "-q", help="Print errors only.")]
 
@@ -122,6 +130,7 @@ class Wishes:
     shard_size: str | None
     seed: int | None
     copy_tokenizer: bool | None
+    lenient: bool | None = None
 
 
 def choose_options(wishes: Wishes, saved: Mapping[str, Any], commits: Mapping[str, str]) -> Options:
@@ -167,8 +176,10 @@ def compile_plan(config: str, wishes: Wishes) -> Plan:
     path = find_config(config)
     saved = load_saved_plan(path)
     if saved is None:
-        return make_plan(read_config(path), choose_options(wishes, {}, {}))
-    plan = make_plan(load_config(saved.config, saved.source), choose_options(wishes, saved.settings, saved.commits))
+        return make_plan(read_config(path, lenient=bool(wishes.lenient)), choose_options(wishes, {}, {}))
+    lenient = saved.settings["lenient"] if wishes.lenient is None else wishes.lenient
+    loaded = load_config(saved.config, saved.source, lenient=lenient)
+    plan = make_plan(loaded, choose_options(wishes, saved.settings, saved.commits))
     check_unchanged(saved, plan, path)
     return plan
 

@@ -32,6 +32,7 @@ def plan(
     out_shard_size: o.ShardSize = None,
     seed: o.Seed = None,
     copy_tokenizer: o.CopyTokenizer = None,
+    lenient: o.Lenient = None,
     verbose: o.Verbose = False,
     quiet: o.Quiet = False,
     cuda: o.Cuda = False,
@@ -59,9 +60,8 @@ def plan(
         from .report import check_place
 
         check_place(report, out)
-    wishes = o.Wishes(
-        ram, vram, "cuda" if (cuda or gpu_rich) and device is None else device, workers, out_shard_size, seed, copy_tokenizer
-    )
+    chosen = "cuda" if (cuda or gpu_rich) and device is None else device
+    wishes = o.Wishes(ram, vram, chosen, workers, out_shard_size, seed, copy_tokenizer, lenient)
     compiled = o.compile_plan(config, wishes)
     from ..planner.describe import describe, write_graph
     from ..planner.saved import save_plan

@@ -31,6 +31,7 @@ def run(
     out_shard_size: o.ShardSize = None,
     seed: o.Seed = None,
     copy_tokenizer: o.CopyTokenizer = None,
+    lenient: o.Lenient = None,
     strict: Annotated[bool, typer.Option("--strict", help="Publish no result that has NaN or Inf values (exit code 2).")] = False,
     log_json: Annotated[
         Path | None, typer.Option(help="Append what happens to a file, one JSON object a line.", show_default=False)
@@ -65,9 +66,8 @@ def run(
         from .report import check_place
 
         check_place(report, out)
-    wishes = o.Wishes(
-        ram, vram, "cuda" if (cuda or gpu_rich) and device is None else device, workers, out_shard_size, seed, copy_tokenizer
-    )
+    chosen = "cuda" if (cuda or gpu_rich) and device is None else device
+    wishes = o.Wishes(ram, vram, chosen, workers, out_shard_size, seed, copy_tokenizer, lenient)
     plan = o.compile_plan(config, wishes)
     if show_routing and not plan.routers:
         raise ConfigError(f"--show-routing: {config} makes no mixture of experts: leave it out")

@@ -33,7 +33,8 @@ def plan_again(out: Path, manifest: Manifest, options: Options) -> Plan:
 
     Raises CheckpointError where its inputs are not what they were: then nothing of it can be made again.
     """
-    plan = make_plan(load_config(manifest.config, str(out / MANIFEST)), options)
+    # What made a result was no error, whether or not it took --lenient.
+    plan = make_plan(load_config(manifest.config, str(out / MANIFEST), lenient=True), options)
     changed = {
         recipe.name: differences(manifest.ingredients(recipe.name), ingredients_of(recipe))
         for recipe in plan.recipes

@@ -48,7 +48,7 @@ def evaluate(config: LoadedConfig, method: Method, seed: int, site: Site, uses: 
         if value is None and parameter.required:
             raise _missing(config, method, parameter, ("parameters",), name)
         if value is not None:
-            shared[parameter.name] = float(value)
+            shared[parameter.name] = float(bool(value) if parameter.kind == "boolean" else value)
     base = next((i for i, use in enumerate(uses) if use.source.is_base), None)
     if base is None and any(source.is_base for source in run.sources) and method.base is not BaseRole.ORDINARY:
         raise CheckpointError(f"tensor '{name}' is missing from the base model, and {method.name} needs it there")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, PlainValidator, TypeAdapter, ValidationError, WithJsonSchema, model_validator
 
 from ..errors import ConfigError, nearest
+from ..ops.registry import methods
 from .chat_templates import ChatTemplate
-from .config_types import FloatType, Reference, Strict
-from .document import MAX_BYTES, Document, Path, parse, short
+from .config_types import FloatType, Reference, Strict, Whole
+from .document import MAX_BYTES, Document, Oddity, Path, UnknownKey, parse, short
 from .mixture_config import Expert, MixtureConfig
+from .reference import parse_reference
 from .setting import Setting, parse_setting
 from .tokenizer_config import TokenConfig, TokenizerConfig, TokenizerSource
 
@@ -47,7 +50,7 @@ class Source(Strict):
     """One entry of a slice's `sources`: layers lo to hi - 1 of a model."""
 
     model: Reference
-    layer_range: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    layer_range: Annotated[list[Whole], Field(min_length=2, max_length=2)] | None = None
     parameters: Parameters | None = None
 
 
@@ -104,19 +107,34 @@ class LoadedConfig:
     """A config with its text and line numbers; `error` points into the text. `stages` are the other documents, by name.
 
     A `mixture` of experts is a config of its own; then `merge` says what it has in common with a merge: models, tokenizer, dtype.
+    `lenient`: what other tools read over is no error; `notes` say what was read over so far.
     """
 
-    def __init__(self, merge: MergeConfig, document: Document, text: str, mixture: MixtureConfig | None = None) -> None:
+    def __init__(
+        self,
+        merge: MergeConfig,
+        document: Document,
+        text: str,
+        mixture: MixtureConfig | None = None,
+        *,
+        lenient: bool = False,
+        notes: tuple[str, ...] = (),
+    ) -> None:
         self.merge, self.document, self.text, self.mixture = merge, document, text, mixture
+        self.lenient, self.notes = lenient, notes
         self.stages: Mapping[str, LoadedConfig] = {}
 
     def error(self, path: Path, message: str) -> ConfigError:
         """An error at key `path`."""
         return self.document.error(path, message)
 
+    def odd(self, path: Path, problem: str, remedy: str) -> str:
+        """What a lenient run says about something at `path` that other tools read over. Any other raises ConfigError."""
+        return self.document.note(self.document.odd(path, problem, remedy), lenient=self.lenient)
 
-def read_config(path: FilePath) -> LoadedConfig:
-    """Read and check the config in file `path`. Raises ConfigError."""
+
+def read_config(path: FilePath, *, lenient: bool = False) -> LoadedConfig:
+    """Read and check the config in file `path`; `lenient` as for load_config. Raises ConfigError."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -127,30 +145,53 @@ def read_config(path: FilePath) -> LoadedConfig:
         raise ConfigError(f"{path}: not a text file in UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
-    return load_config(text, str(path))
+    return load_config(text, str(path), lenient=lenient)
 
 
-def load_config(text: str, source: str = "config") -> LoadedConfig:
-    """Check a config's text; `source` names it in messages. Raises ConfigError."""
+def load_config(text: str, source: str = "config", *, lenient: bool = False) -> LoadedConfig:
+    """Check a config's text; `source` names it in messages.
+
+    `lenient` reads over what other tools read over (unknown keys, keys that stand twice, parameters that a method does not have)
+    and makes notes of it. Raises ConfigError.
+    """
     documents = parse(text, source)
     if not documents:
         raise ConfigError(f"{source}: the config is empty")
-    loaded = [_load(document, text) for document in documents]
+    loaded = [_load(document, text, lenient) for document in documents]
     return loaded[0] if len(loaded) == 1 else _with_stages(loaded)
 
 
-def _load(document: Document, text: str) -> LoadedConfig:
-    if not isinstance(document.value, Mapping):
-        raise document.error((), f"a config is a map with the key 'merge_method', not {type(document.value).__name__}")
-    kind = MixtureConfig if "experts" in document.value else MergeConfig
-    try:
-        checked = kind.model_validate(document.value)
-    except ValidationError as error:
-        raise _explain(error, document, kind) from None
+def _load(document: Document, text: str, lenient: bool) -> LoadedConfig:
+    notes = [document.note(oddity, lenient=lenient) for oddity in document.oddities]
+    value = document.value
+    if not isinstance(value, Mapping):
+        raise document.error((), f"a config is a map with the key 'merge_method', not {type(value).__name__}")
+    kind = MixtureConfig if "experts" in value else MergeConfig
+    while True:
+        try:
+            checked = kind.model_validate(value)
+            break
+        except ValidationError as error:
+            unknown = list(_unknown_keys(error, document, kind))
+            notes += [document.note(oddity, lenient=lenient) for oddity in unknown]
+            if not unknown:
+                raise _explain(error, document) from None
+        for oddity in unknown:
+            value = _without(value, oddity.path)
     if isinstance(checked, MixtureConfig):
-        return LoadedConfig(_in_common(checked), document, text, checked)
+        return LoadedConfig(_in_common(checked), document, text, checked, lenient=lenient, notes=tuple(notes))
     assert isinstance(checked, MergeConfig)
-    return LoadedConfig(checked, document, text)
+    return LoadedConfig(checked, document, text, lenient=lenient, notes=tuple(notes))
+
+
+def _without(value: Any, path: Path) -> Any:
+    """The value without the key at `path`."""
+    step, rest = path[0], path[1:]
+    if isinstance(value, list):
+        return [_without(item, rest) if i == step else item for i, item in enumerate(value)]
+    if not rest:
+        return {key: item for key, item in value.items() if key != step}
+    return {key: _without(item, rest) if key == step else item for key, item in value.items()}
 
 
 def _in_common(mixture: MixtureConfig) -> MergeConfig:
@@ -210,7 +251,8 @@ def _model_paths(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if key in ("model", "base_model", "source_model", "path") and isinstance(item, str):
-                yield item.split("+")[0].split("@")[0]
+                with suppress(ValueError):
+                    yield parse_reference(item).model.path
             else:
                 yield from _model_paths(item)
     elif isinstance(value, list):
@@ -226,15 +268,42 @@ _EXPECTED = {
 """What pydantic's kinds of errors mean in a config."""
 
 
-def _explain(error: ValidationError, document: Document, kind: type[BaseModel]) -> ConfigError:
-    """The first of pydantic's errors, unknown keys before what they leave missing."""
-    errors = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
-    first = errors[0]
-    path: Path = tuple(step for step in first["loc"] if isinstance(step, int | str))
+def _unknown_keys(error: ValidationError, document: Document, kind: type[BaseModel]) -> Iterator[Oddity]:
+    """The keys among pydantic's errors that a config does not have."""
+    for found in error.errors(include_url=False):
+        path = _path(found["loc"])
+        cause = found.get("ctx", {}).get("error")
+        if found["type"] == "extra_forbidden":
+            yield document.odd(path, f"unknown key '{path[-1]}'{_hint(path, kind)}", _LEFT_OUT)
+        elif isinstance(cause, UnknownKey):
+            yield from (document.odd((*path, *inner), str(cause), _LEFT_OUT) for inner in cause.paths)
+
+
+_LEFT_OUT = "it is left out"
+_OPTIONS = {"seed": "--seed", "random_seed": "--seed", "out_shard_size": "--out-shard-size", "device": "--device"}
+"""Keys that stand for what weft is told on its command line."""
+
+
+def _hint(path: Path, kind: type[BaseModel]) -> str:
+    """What was meant by an unknown key."""
+    key, known = str(path[-1]), _keys_at(path[:-1], kind)
+    if key in _OPTIONS and len(path) == 1:
+        return f"; it is an option of the command: {_OPTIONS[key]}"
+    if "parameters" in known and any(method.parameter(key) for method in methods().values()):
+        return "; it is a parameter: write it under 'parameters'"
+    return nearest(key, known)
+
+
+def _path(location: tuple[int | str, ...]) -> Path:
+    return tuple(step for step in location if isinstance(step, int | str))
+
+
+def _explain(error: ValidationError, document: Document) -> ConfigError:
+    """The first of pydantic's errors."""
+    first = error.errors(include_url=False)[0]
+    path = _path(first["loc"])
     message = str(first.get("ctx", {}).get("error") or first["msg"])
-    if first["type"] == "extra_forbidden":
-        message = f"unknown key '{path[-1]}'{nearest(str(path[-1]), _keys_at(path[:-1], kind))}"
-    elif first["type"] == "missing":
+    if first["type"] == "missing":
         message = f"the key '{path[-1]}' is missing"
         path = path[:-1]
     elif first["type"] in ("too_short", "too_long"):

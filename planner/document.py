@@ -1,12 +1,12 @@
 """A YAML document with its line numbers.
 
 PyYAML composes the node tree; plain values are made from it here, so that every value's line is known, no tag constructs
-anything, keys are unique, and aliases cannot grow a small file into a large tree.
+anything, keys are unique, and neither aliases nor merge keys can grow a small file into a large tree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,17 +27,42 @@ _TAGS = {
     yaml.ScalarNode: {f"{_YAML}{kind}" for kind in ("null", "bool", "int", "float", "str", "timestamp")},
 }
 
+_MERGE = f"{_YAML}merge"
+"""The tag of the key `<<`, which takes over the keys of another map. In quotes it is an ordinary key."""
+
 Path = tuple[str | int, ...]
 """Where a value stands: keys and list positions from the root."""
 
 
 @dataclass(frozen=True, slots=True)
+class Oddity:
+    """What other tools read over: where it stands, what is wrong, and what a lenient run makes of it.
+
+    It is an error, or in a lenient run a note.
+    """
+
+    line: int
+    path: Path
+    problem: str
+    remedy: str
+
+
+class UnknownKey(ValueError):
+    """A map that is part of a value has keys that it should not have; `paths` lead to them from that value."""
+
+    def __init__(self, message: str, paths: Iterable[Path]) -> None:
+        super().__init__(message)
+        self.paths = tuple(paths)
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
-    """Plain values, and the line on which each begins."""
+    """Plain values, the line on which each begins, and what is odd about the text itself: keys that stand twice in a map."""
 
     value: Any
     lines: dict[Path, int]
     source: str
+    oddities: tuple[Oddity, ...] = ()
 
     def line(self, path: Path) -> int:
         """The line of `path`, or of the nearest enclosing value."""
@@ -45,10 +70,28 @@ class Document:
             path = path[:-1]
         return self.lines.get(path, 1)
 
+    def where(self, path: Path) -> str:
+        """File, line and key path."""
+        return _where(self.source, self.line(path), path)
+
     def error(self, path: Path, message: str) -> ConfigError:
         """An error at `path`: file, line, key path, message."""
-        where = f", {dotted(path)}" if path else ""
-        return ConfigError(f"{self.source}, line {self.line(path)}{where}: {message}")
+        return ConfigError(f"{self.where(path)}: {message}")
+
+    def odd(self, path: Path, problem: str, remedy: str) -> Oddity:
+        """Something at `path` that other tools read over."""
+        return Oddity(self.line(path), path, problem, remedy)
+
+    def note(self, oddity: Oddity, *, lenient: bool) -> str:
+        """What a lenient run says about it. Any other raises ConfigError."""
+        where = _where(self.source, oddity.line, oddity.path)
+        if not lenient:
+            raise ConfigError(f"{where}: {oddity.problem}; with --lenient {oddity.remedy}")
+        return f"{where}: {oddity.problem}: {oddity.remedy}"
+
+
+def _where(source: str, line: int, path: Path) -> str:
+    return f"{source}, line {line}{', ' + dotted(path) if path else ''}"
 
 
 def dotted(path: Path) -> str:
@@ -115,48 +158,112 @@ def _written(text: str) -> str:
     return text
 
 
-def _document(root: yaml.Node, source: str) -> Document:
-    lines: dict[Path, int] = {}
-    loader = yaml.SafeLoader("")
-    count = 0
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A key of a map and its value, with the line where they stand."""
 
-    def build(node: yaml.Node, path: Path) -> Any:
-        nonlocal count
-        count += 1
+    line: int
+    value: yaml.Node
+
+
+def _document(root: yaml.Node, source: str) -> Document:
+    builder = _Builder(source)
+    return Document(builder.build(root, ()), builder.lines, source, tuple(builder.oddities))
+
+
+class _Builder:
+    """Makes plain values of one document's nodes. The work is bounded by MAX_VALUES, whatever aliases and merge keys say."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.lines: dict[Path, int] = {}
+        self.oddities: list[Oddity] = []
+        self._scalars = yaml.SafeLoader("")
+        self._count = 0
+        self._maps: dict[int, dict[str, _Entry]] = {}
+        self._open: set[int] = set()
+
+    def build(self, node: yaml.Node, path: Path) -> Any:
+        """The value of a node that stands at `path`; notes its line."""
         line = node.start_mark.line + 1
-        where = f"{source}, line {line}{', ' + dotted(path) if path else ''}"
-        if count > MAX_VALUES or len(path) > MAX_DEPTH:
-            raise ConfigError(f"{source}, line {line}: {_TOO_LARGE}")
+        self._bound(line, path)
+        where = _where(self.source, line, path)
         if node.tag not in _TAGS[type(node)]:
             raise ConfigError(f"{where}: the tag {node.tag.replace(_YAML, '!!')} is not allowed in a config")
-        lines[path] = line
+        self.lines[path] = line
         if isinstance(node, yaml.MappingNode):
-            return dict(entries(node, path, where))
+            value = {}
+            for key, entry in self._entries(node, path).items():
+                value[key] = self.build(entry.value, (*path, key))
+                self.lines[(*path, key)] = entry.line
+            return value
         if isinstance(node, yaml.SequenceNode):
-            return [build(item, (*path, i)) for i, item in enumerate(node.value)]
+            return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
         if node.tag.endswith("timestamp"):
             return node.value
         if node.tag.endswith(("int", "float")) and len(node.value) > MAX_NUMBER:
             raise ConfigError(f"{where}: {short(node.value)} is too long for a number")
         try:
-            value = loader.construct_object(node, deep=True)
-            return _written(value) if isinstance(value, str) else value
+            plain = self._scalars.construct_object(node, deep=True)
+            return _written(plain) if isinstance(plain, str) else plain
         except (yaml.YAMLError, ValueError, LookupError):
             raise ConfigError(f"{where}: {short(node.value)} is no value of its type") from None
 
-    def entries(node: yaml.MappingNode, path: Path, where: str) -> Iterator[tuple[str, Any]]:
-        seen: set[str] = set()
+    def _entries(self, node: yaml.MappingNode, path: Path) -> dict[str, _Entry]:
+        """A map's entries, its own over those that it merges. Those of a map that several merge are found once."""
+        if id(node) in self._maps:
+            return self._maps[id(node)]
+        line = node.start_mark.line + 1
+        if id(node) in self._open:
+            raise ConfigError(f"{_where(self.source, line, path)}: the map merges itself")
+        if len(self._open) > MAX_DEPTH:
+            raise ConfigError(f"{self.source}, line {line}: {_TOO_LARGE}")
+        self._open.add(id(node))
+        merged: dict[str, _Entry] = {}
+        own: dict[str, _Entry] = {}
+        merges = False
         for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise ConfigError(f"{where}: a key must be plain text")
-            try:
-                key = _written(key_node.value)
-            except ValueError:
-                raise ConfigError(f"{where}: a key must be plain text") from None
-            if key in seen:
-                raise ConfigError(f"{source}, line {key_node.start_mark.line + 1}: key '{key}' stands twice in the same map")
-            seen.add(key)
-            yield key, build(value_node, (*path, key))
-            lines[(*path, key)] = key_node.start_mark.line + 1
+            line = key_node.start_mark.line + 1
+            if key_node.tag == _MERGE:
+                if merges:
+                    self._twice("<<", path, line, "the keys of both are taken, and the last one counts")
+                merges = True
+                merged |= self._merged(value_node, (*path, "<<"))
+                continue
+            key = self._key(key_node, path)
+            if key in own:
+                self._twice(key, path, line, "the last one counts")
+            own[key] = _Entry(line, value_node)
+        self._open.remove(id(node))
+        self._maps[id(node)] = merged | own
+        return self._maps[id(node)]
 
-    return Document(build(root, ()), lines, source)
+    def _merged(self, node: yaml.Node, path: Path) -> dict[str, _Entry]:
+        """What `<<` brings: the keys of a map, or of several, of which the first that has a key decides."""
+        maps = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        line = node.start_mark.line + 1
+        found: dict[str, _Entry] = {}
+        for one in maps:
+            self._bound(line, path)
+            if not isinstance(one, yaml.MappingNode):
+                raise ConfigError(f"{_where(self.source, line, path)}: '<<' takes a map or a list of maps, such as *name")
+            for key, entry in self._entries(one, path).items():
+                self._bound(line, path)
+                found.setdefault(key, entry)
+        return found
+
+    def _key(self, node: yaml.Node, path: Path) -> str:
+        if isinstance(node, yaml.ScalarNode):
+            try:
+                return _written(node.value)
+            except ValueError:
+                pass
+        raise ConfigError(f"{_where(self.source, node.start_mark.line + 1, path)}: a key must be plain text")
+
+    def _twice(self, key: str, path: Path, line: int, remedy: str) -> None:
+        self.oddities.append(Oddity(line, path, f"key '{key}' stands twice in the same map", remedy))
+
+    def _bound(self, line: int, path: Path) -> None:
+        self._count += 1
+        if self._count > MAX_VALUES or len(path) > MAX_DEPTH:
+            raise ConfigError(f"{self.source}, line {line}: {_TOO_LARGE}")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from pathlib import Path
 
 from ..errors import CheckpointError, nearest
-from .reference import ModelReference
+from .reference import ModelReference, folder_of
 from .store import Folder, Store
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -16,11 +15,8 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def locate(reference: ModelReference, commit: str | None = None) -> Store:
     """The store of a folder or Hub name; `commit` pins a Hub model to what an earlier plan saw. Raises CheckpointError."""
     name = reference.model.path
-    folder = Path(name)
-    with suppress(RuntimeError):  # "~somebody" whom this machine does not know
-        folder = folder.expanduser()
     try:
-        return _locate(reference, folder, commit)
+        return _locate(reference, folder_of(name), commit)
     except (OSError, ValueError) as error:  # a name too long for a file, one in a folder that is closed to us
         raise CheckpointError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from .chat_templates import ChatTemplate
-from .config_types import FloatType, Reference, Strict
+from .config_types import FloatType, Number, Reference, Strict, Whole
 from .document import Path
 from .tokenizer_config import TokenizerConfig, TokenizerSource
 
@@ -25,8 +25,8 @@ class Expert(Strict):
     source_model: Reference
     positive_prompts: Prompts = Field(default_factory=list)
     negative_prompts: Prompts = Field(default_factory=list)
-    noise_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    residual_scale: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    noise_scale: Annotated[Number, Field(ge=0, allow_inf_nan=False)] | None = None
+    residual_scale: Annotated[Number, Field(allow_inf_nan=False)] | None = None
 
 
 class MixtureConfig(Strict):
@@ -36,7 +36,7 @@ class MixtureConfig(Strict):
     experts: Annotated[list[Expert], Field(min_length=1)]
     shared_experts: list[Expert] = Field(default_factory=list)
     gate_mode: GateMode = "hidden"
-    experts_per_token: int = 2
+    experts_per_token: Whole = 2
     architecture: str | None = None
     dtype: FloatType | None = None
     tokenizer_source: TokenizerSource | None = None

@@ -12,42 +12,47 @@ from .setting import Setting
 
 
 def check_parameters(config: LoadedConfig, method: Method, methods: Mapping[str, Method]) -> list[str]:
-    """Notes on parameters that change nothing. Raises ConfigError for unknown names and values out of range."""
+    """Notes on parameters that change nothing. Raises ConfigError for unknown names and values out of range.
+
+    A lenient config has notes on names that no method has, and on parameters of the merge at a single model.
+    """
     notes: dict[str, None] = {}
-    for path, settings, at_source in _places(config):
+    for path, settings, at_source in places(config):
         for name, setting in settings.items():
             parameter = method.parameter(name)
             where = (*path, name)
             if parameter is None:
                 owners = [other.name for other in methods.values() if other.parameter(name)]
                 if not owners:
-                    known = [p.name for p in method.parameters]
-                    raise config.error(where, f"{method.name} has no parameter '{name}'{nearest(name, known)}")
-                notes.setdefault(f"the parameter '{name}' has no effect on {method.name} (it is one of {', '.join(owners)})")
+                    close = nearest(name, [p.name for p in method.parameters])
+                    notes.setdefault(config.odd(where, f"{method.name} has no parameter '{name}'{close}", "it has no effect"))
+                else:
+                    notes.setdefault(f"the parameter '{name}' has no effect on {method.name} (it is one of {', '.join(owners)})")
             elif parameter.inert:
                 notes.setdefault(f"the parameter '{name}' has no effect: {parameter.inert}")
             elif at_source and parameter.scope == "global":
-                raise config.error(
-                    where, f"'{name}' belongs to the whole merge, not to one model: move it to 'parameters' at the top"
-                )
+                problem = f"'{name}' belongs to the whole merge, not to one model: move it to 'parameters' at the top"
+                notes.setdefault(config.odd(where, problem, "it has no effect"))
             else:
-                _check_values(config, where, parameter, setting)
+                notes.update(dict.fromkeys(_check_values(config, where, parameter, setting)))
     return list(notes)
 
 
-def _check_values(config: LoadedConfig, path: Path, parameter: Parameter, setting: Setting) -> None:
+def _check_values(config: LoadedConfig, path: Path, parameter: Parameter, setting: Setting) -> Iterator[str]:
+    """Notes on values of another kind, in a lenient config. Raises ConfigError."""
     for value in setting.values():
         if parameter.kind == "number" and isinstance(value, bool):
-            raise config.error(path, f"'{parameter.name}' is a number, not {str(value).lower()}")
+            problem = f"'{parameter.name}' is a number, not {str(value).lower()}"
+            yield config.odd(path, problem, f"it counts as {int(value)}")
         if parameter.kind == "boolean" and value not in (True, False, 0, 1):
-            raise config.error(path, f"'{parameter.name}' is true or false, not {value}")
+            yield config.odd(path, f"'{parameter.name}' is true or false, not {value}", "it counts as true")
         if parameter.low is not None and value < parameter.low:
             raise config.error(path, f"'{parameter.name}' is at least {parameter.low:g}, not {value}")
         if parameter.high is not None and value > parameter.high:
             raise config.error(path, f"'{parameter.name}' is at most {parameter.high:g}, not {value}")
 
 
-def _places(config: LoadedConfig) -> Iterator[tuple[Path, Mapping[str, Setting], bool]]:
+def places(config: LoadedConfig) -> Iterator[tuple[Path, Mapping[str, Setting], bool]]:
     """Every map of parameters: its path, itself, and whether it belongs to one source."""
     merge = config.merge
     yield ("parameters",), merge.parameters or {}, False

@@ -190,7 +190,9 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
             limit = _largest_alone([*stages, recipes], options.budget)
     graph, order = _schedule(recipes, inner, kernels, range(len(recipes)), options.budget, division, limit)
     shards, places = lay_out(recipes, options.shard_size)
-    notes = [*models.notes, *merge.notes, *(router.said() for router in routers)]
+    notes = [*config.notes, *models.notes, *merge.notes, *(router.said() for router in routers)]
+    for name, stage in merges.items():
+        notes += [*config.stages[name].notes, *(f"stage {name}: {note}" for note in stage.notes)]
     custom = sorted(name for name in merge.base.checkpoint.store.sizes() if name.endswith(".py"))
     if custom:
         notes.append(f"{merge.base.reference} brings code of its own ({', '.join(custom)}), which is neither run nor copied")

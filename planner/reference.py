@@ -1,8 +1,16 @@
-"""Names of models: `path-or-org/name[@revision][+adapter[@revision]]`."""
+"""Names of models: `path-or-org/name[@revision][+adapter[@revision]]`.
+
+A folder's name may hold `+` and `@`, too: what exists as a folder is that folder, and only what is left is split at these signs.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path as FilePath
+
+from .document import UnknownKey
 
 LAYOUTS = ("llama",)
 """Layouts into which a model's tensors can be brought while they are read (`fused`)."""
@@ -31,10 +39,19 @@ class ModelReference:
         return f"{self.model}+{self.adapter}" if self.adapter else str(self.model)
 
 
+def folder_of(name: str) -> FilePath:
+    """The folder that a name means, if it means one; `~` is the user's home."""
+    folder = FilePath(name)
+    with suppress(RuntimeError):  # "~somebody" whom this machine does not know
+        folder = folder.expanduser()
+    return folder
+
+
 def parse_reference(value: object) -> ModelReference:
     """From text, or from the map `{model: {path, revision}, lora: {path, revision}, layout: llama}`.
 
-    Raises ValueError with a message for the user.
+    In a text, names of existing folders are whole, the longest that fits first. Raises ValueError with a message for the user,
+    UnknownKey for keys that such a map does not have.
     """
     if isinstance(value, str):
         return _from_text(value)
@@ -44,38 +61,69 @@ def parse_reference(value: object) -> ModelReference:
 
 
 def _from_text(text: str) -> ModelReference:
-    parts = text.strip().split("+")
-    if len(parts) > 2:
-        raise ValueError(f"'{text}' has more than one '+': a model takes one adapter")
-    locations = [_location(part) for part in parts]
-    return ModelReference(locations[0], locations[1] if len(locations) > 1 else None)
+    text = text.strip()
+    if "+" not in text or _is_folder(text):
+        return ModelReference(_location(text))
+    splits = list(_splits(text, "+"))
+    bases = [split for split in reversed(splits) if _is_folder(split[0])]
+    adapters = [split for split in splits if _is_folder(split[1])]
+    model, adapter = map(_location, [*bases, *adapters, splits[0]][0])
+    if any("+" in location.path and not _is_folder(location.path) for location in (model, adapter)):
+        raise ValueError(f"'{text}' has more than one '+': a model takes one adapter, and there is no such folder")
+    return ModelReference(model, adapter)
 
 
 def _location(text: str) -> Location:
-    pieces = text.strip().split("@")
-    if len(pieces) > 2:
-        raise ValueError(f"'{text}' has more than one '@': a model takes one revision")
+    text = text.strip()
+    if "@" not in text or _is_folder(text):
+        pieces = [text]
+    else:
+        splits = list(_splits(text, "@"))
+        folders = [split for split in reversed(splits) if _is_folder(split[0])]
+        pieces = list([*folders, splits[0]][0])
+        if "@" in pieces[1]:
+            raise ValueError(f"'{text}' has more than one '@': a model takes one revision, and there is no such folder")
     if not all(pieces):
         raise ValueError(f"'{text}' is not a model: write a folder or org/name, then perhaps @revision and +adapter")
-    return Location(pieces[0], pieces[1] if len(pieces) > 1 else None)
+    return Location(*pieces)
+
+
+def _splits(text: str, sign: str) -> Iterator[tuple[str, str]]:
+    """The text before and after each sign, the first sign first."""
+    for position, character in enumerate(text):
+        if character == sign:
+            yield text[:position].strip(), text[position + 1 :].strip()
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return bool(name) and folder_of(name).is_dir()
+    except (OSError, ValueError):  # too long for a name, in a folder that is closed to us, a NUL
+        return False
 
 
 def _from_map(value: dict[object, object]) -> ModelReference:
-    unknown = set(value) - {"model", "lora", "layout", "override_architecture"}
-    if unknown or "model" not in value:
-        raise ValueError("a model written as a map has the key 'model', and perhaps 'lora', 'layout' and 'override_architecture'")
+    says = "a model written as a map has the key 'model', and perhaps 'lora', 'layout' and 'override_architecture'"
+    if "model" not in value:
+        raise ValueError(says)
+    if unknown := [key for key in value if key not in ("model", "lora", "layout", "override_architecture")]:
+        raise UnknownKey(says, [(str(key),) for key in unknown])
     adapter, layout = value.get("lora"), value.get("layout")
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"layout: expected {' or '.join(LAYOUTS)}, not {layout!r}")
-    place = _location_from_map(adapter) if adapter is not None else None
-    return ModelReference(_location_from_map(value["model"]), place, str(layout) if layout else None)
+    place = _location_from_map(adapter, "lora") if adapter is not None else None
+    return ModelReference(_location_from_map(value["model"], "model"), place, str(layout) if layout else None)
 
 
-def _location_from_map(value: object) -> Location:
+def _location_from_map(value: object, key: str) -> Location:
+    says = "write {path: folder or org/name, revision: text}"
     if isinstance(value, str):
         return _location(value)
-    if isinstance(value, dict) and isinstance(value.get("path"), str) and set(value) <= {"path", "revision"}:
-        revision = value.get("revision")
-        if revision is None or isinstance(revision, str):
-            return Location(value["path"], revision)
-    raise ValueError("write {path: folder or org/name, revision: text}")
+    if not isinstance(value, dict) or not isinstance(value.get("path"), str):
+        raise ValueError(says)
+    if unknown := [inner for inner in value if inner not in ("path", "revision")]:
+        raise UnknownKey(says, [(key, str(inner)) for inner in unknown])
+    revision = value.get("revision")
+    if revision is not None and not isinstance(revision, str):
+        raise ValueError(says)
+    return Location(value["path"], revision)

@@ -15,6 +15,7 @@ SAVED_VERSION = 2
 KIND = "weft plan"
 _SETTINGS: Mapping[str, type] = {
     "ram": int, "vram": int, "workers": int, "device": str, "shard_size": int, "seed": int, "copy_tokenizer": bool,
+    "lenient": bool,
 }  # fmt: skip
 
 
@@ -50,6 +51,7 @@ def save_plan(plan: Plan, path: Path) -> None:
             "shard_size": options.shard_size,
             "seed": options.seed,
             "copy_tokenizer": options.copy_tokenizer,
+            "lenient": plan.config.lenient,
         },
         "commits": {label: store.commit for label, store in plan.stores.items() if store.commit},
         "inputs": {f"{file.model}/{file.name}": file.identity for file in plan.files()},

@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from .document import UnknownKey
+
 LARGEST = 1 << 62
 """Whole numbers beyond this are no parameters."""
 
@@ -62,13 +64,16 @@ class Setting:
 def parse_setting(value: Any) -> Setting:
     """A number or boolean, a list of them, or a list of `{filter, value}`. Raises ValueError with a message for the user."""
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        return Setting(tuple(_condition(item) for item in value))
+        return Setting(tuple(_condition(item, i) for i, item in enumerate(value)))
     return Setting((Condition(_gradient(value)),))
 
 
-def _condition(item: Any) -> Condition:
-    if not isinstance(item, dict) or "value" not in item or not set(item) <= {"filter", "value"}:
-        raise ValueError("each item of a list of conditions is {filter: text, value: number or list}, the filter optional")
+def _condition(item: Any, position: int) -> Condition:
+    says = "each item of a list of conditions is {filter: text, value: number or list}, the filter optional"
+    if not isinstance(item, dict) or "value" not in item:
+        raise ValueError(says)
+    if unknown := [key for key in item if key not in ("filter", "value")]:
+        raise UnknownKey(says, [(position, key) for key in unknown])
     wanted = item.get("filter")
     if wanted is not None and not isinstance(wanted, str):
         raise ValueError(f"a filter is a part of a tensor's name, not {wanted!r}")

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema
 
 from ..errors import ConfigError, nearest
-from .document import Path, short
+from .config_types import Strict, Whole
+from .document import Path, UnknownKey, short
 from .reference import ModelReference, parse_reference
 
 
@@ -38,7 +39,9 @@ _KINDS = {"model_token": {"kind", "model", "token", "token_id"}, "zero": {"kind"
 
 
 def _parse_source(value: object) -> ModelReference | str:
-    return value if isinstance(value, str) and value in ("union", "base") else parse_reference(value)
+    if isinstance(value, str) and value in ("union", "base"):
+        return value
+    return parse_reference(value.removeprefix("model:") if isinstance(value, str) else value)  # as older recipes write it
 
 
 def _parse_row(value: object) -> ModelReference | ModelToken | Zero:
@@ -49,7 +52,7 @@ def _parse_row(value: object) -> ModelReference | ModelToken | Zero:
         raise ValueError(f"there is no kind {short(kind)}{nearest(str(kind), _KINDS)}")
     unknown = sorted(str(key) for key in set(value) - _KINDS[kind])
     if unknown:
-        raise ValueError(f"unknown key '{unknown[0]}'{nearest(unknown[0], _KINDS[kind])}")
+        raise UnknownKey(f"unknown key '{unknown[0]}'{nearest(unknown[0], _KINDS[kind])}", [(key,) for key in unknown])
     return Zero() if kind == "zero" else _model_token(value)
 
 
@@ -91,23 +94,19 @@ TokenizerSource = Annotated[
 TokenSource = Annotated[ModelReference | ModelToken | Zero, PlainValidator(_parse_row), WithJsonSchema(_ROW_SCHEMA)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
-
-
-class TokenConfig(_Strict):
+class TokenConfig(Strict):
     """One entry of `tokens`. `force` gives the row to models that have their own, too."""
 
     source: TokenSource
     force: bool = False
 
 
-class TokenizerConfig(_Strict):
+class TokenizerConfig(Strict):
     """The key `tokenizer`."""
 
     source: TokenizerSource = "union"
     tokens: dict[str, TokenConfig] | None = None
-    pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = None
+    pad_to_multiple_of: Annotated[Whole, Field(ge=1)] | None = None
 
 
 Source = Literal["union", "base"] | int

@@ -66,7 +66,7 @@ CASES = {
     "unknown parameter": Bad(
         change(TIES, ("density", "densty")), "line 3, models[0].parameters.densty", ("ties has no", "did you mean 'density'?")
     ),
-    "unknown dtype": Bad(LINEAR + "dtype: bf16\n", "line 7, dtype", ("'bfloat16'", "not 'bf16'")),
+    "unknown dtype": Bad(LINEAR + "dtype: float64\n", "line 7, dtype", ("'bfloat16'", "not 'float64'")),
     # wrong types
     "text for a number": Bad(weight("heavy"), "line 3, models[0].parameters.weight", ("expected a number", "not 'heavy'")),
     "nothing for a number": Bad(weight(""), "line 3, models[0].parameters.weight", ("expected a number", "not None")),

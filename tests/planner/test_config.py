@@ -111,7 +111,14 @@ def test_all_of_the_language() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("layer_range", [True, 4]), ("layer_range", ["0", 4]), ("model", ["a"]), ("parameters", "weight")]
+    ("key", "value"),
+    [
+        ("layer_range", [True, 4]),
+        ("layer_range", ["x", 4]),
+        ("layer_range", [0, 3.5]),
+        ("model", ["a"]),
+        ("parameters", "weight"),
+    ],
 )
 def test_nothing_is_taken_for_something_else(key: str, value: object) -> None:
     source = {"model": "a", "layer_range": [0, 4]} | {key: value}

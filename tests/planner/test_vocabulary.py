@@ -335,7 +335,7 @@ def test_models_that_take_no_part_are_errors() -> None:
         ({"source": 3}, "a model is a folder"),
         ({"sauce": "union"}, "Extra inputs"),
         ({"pad_to_multiple_of": 0}, "greater than or equal to 1"),
-        ({"pad_to_multiple_of": "8"}, "valid integer"),
+        ({"pad_to_multiple_of": "8.5"}, "valid integer"),
         ({"tokens": {"x": {}}}, "required"),
         ({"tokens": {"x": {"source": {"kind": "zeros"}}}}, "there is no kind 'zeros'; did you mean 'zero'?"),
         ({"tokens": {"x": {"source": {"kind": []}}}}, "there is no kind []"),
