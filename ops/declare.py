@@ -159,7 +159,8 @@ class Kernel:
     """A method bound to one tensor's shape and parameters.
 
     `rows` counts the float32 scratch rows its map and statistics use beyond one an input; `state_bytes` bounds a tensor's
-    statistic while it grows, `partial_bytes` that of one part (None: as much). `copies` marks a kernel whose output is input 0
+    statistic while it grows, `partial_bytes` that of one part (None: as much), `shared_bytes` tables that are made once for all
+    tensors. `copies` marks a kernel whose output is input 0
     unchanged, so that bytes may be moved instead of computed. `block` is the elements of its blocks: a method that looks at whole
     rows of the tensor asks for whole rows. The inputs at the positions `whole` are given to every block whole, as flat tensors in
     their own dtype.
@@ -170,6 +171,7 @@ class Kernel:
     rows: int = 0
     state_bytes: int = 1024
     partial_bytes: int | None = None
+    shared_bytes: int = 0
     copies: bool = False
     block: int = BLOCK
     whole: tuple[int, ...] = ()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .declare import Kernel, Scratch
-from .random_bits import random_bits
+from .random_bits import TABLE_BYTES, random_bits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,4 +43,4 @@ def noise_kernel(noise: Noise, stream: str) -> Kernel:
         x[0].add_(z, alpha=noise.scale)
         return x[0] if noise.factor == 1.0 else x[0].mul_(noise.factor)
 
-    return Kernel(add, rows=3)
+    return Kernel(add, rows=3, shared_bytes=TABLE_BYTES)

@@ -15,6 +15,7 @@ costs two operations instead of the finaliser's dozen. Every step is integer ari
 from __future__ import annotations
 
 import hashlib
+import threading
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -25,14 +26,29 @@ WORDS = 1 << 16
 """Words of a table, and elements that one hash serves."""
 
 
-@cache
+TABLE_BYTES = 3 * 2 * WORDS * 4
+"""Bytes of the tables, which all tensors and workers share."""
+
+_MAKING = threading.Lock()
+"""Workers that want the tables at once would each make them."""
+
+
 def _tables(on: device) -> tuple[Tensor, Tensor, Tensor]:
+    with _MAKING:
+        return _made_tables(on)
+
+
+@cache
+def _made_tables(on: device) -> tuple[Tensor, Tensor, Tensor]:
     """Three tables of 2¹⁶ int32 words, each twice in a row, so that one that is turned is a stretch of it."""
     import torch
 
-    spare = torch.empty(3 * WORDS, dtype=torch.int32)
-    counter = torch.arange(3 * WORDS, dtype=torch.int32).mul_(_signed(0x9E3779B9))
-    a, b, c = _mix(counter, spare).view(3, WORDS).repeat(1, 2).to(on)
+    tables = torch.empty(3, 2 * WORDS, dtype=torch.int32)
+    for number, table in enumerate(tables):
+        words, second = table.view(2, WORDS)
+        torch.arange(number * WORDS, (number + 1) * WORDS, dtype=torch.int32, out=words)
+        second.copy_(_mix(words.mul_(_signed(0x9E3779B9)), second))  # the room of the second serves to make the first
+    a, b, c = tables.to(on)
     return a, b, c
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 HIGH_BUCKETS = 1 << 15
 LOW_BUCKETS = 1 << 16
+STRETCH = 1 << 8
 COUNTER_BYTES = 8 * (LOW_BUCKETS + 2)
 """Bytes of the counters of one rank."""
 
@@ -59,6 +60,14 @@ class Level:
 
 def _descend(counts: Tensor, rank: int) -> tuple[int, int]:
     """The index at which the `rank`-th from the top stands, and its rank among the elements there."""
+    # First in which stretch of the counters, then where in it: sums over all of them would take as much memory again.
+    stretches = counts.view(-1, STRETCH)
+    stretch, left = _descend_in(stretches.sum(1), rank)
+    index, left = _descend_in(stretches[stretch], left)
+    return stretch * STRETCH + index, left
+
+
+def _descend_in(counts: Tensor, rank: int) -> tuple[int, int]:
     above = counts.flip(0).cumsum(0)
     before = int((above < rank).sum())
     return len(counts) - 1 - before, rank - (int(above[before - 1]) if before else 0)

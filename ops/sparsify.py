@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .bracket import PASSES, cuts, find_cuts, partial_bytes, state_bytes
 from .declare import BLOCK, Arguments, MethodError, Scratch, Statistic, row_block
-from .random_bits import keep_marked, keep_with_probability, random_bits
+from .random_bits import TABLE_BYTES, keep_marked, keep_with_probability, random_bits
 from .select import Cut, Prepare, Ranks, selected
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Sparsifier:
     statistics: tuple[Statistic, ...] = ()
     state_bytes: int = 1024
     partial_bytes: int | None = None
+    shared_bytes: int = 0
     block: int = BLOCK
 
 
@@ -152,7 +153,7 @@ def at_random(arguments: Arguments, tasks: Sequence[int], prepare: Prepare) -> S
                 keep_marked(delta, keep_with_probability(density, bits))
         return [1.0 / density if rescale and density > 0.0 else 1.0 for density in densities]
 
-    return Sparsifier(apply)
+    return Sparsifier(apply, shared_bytes=TABLE_BYTES)
 
 
 def at_random_by_rank(arguments: Arguments, tasks: Sequence[int], prepare: Prepare) -> Sparsifier:
@@ -193,4 +194,4 @@ def at_random_by_rank(arguments: Arguments, tasks: Sequence[int], prepare: Prepa
             delta.mul_(kept)
         return [1.0] * len(deltas)
 
-    return Sparsifier(apply, state_bytes=24 * row_block(width), block=row_block(width))
+    return Sparsifier(apply, state_bytes=24 * row_block(width), shared_bytes=TABLE_BYTES, block=row_block(width))

@@ -50,6 +50,7 @@ def _family(sparsify: Sparsify, *, consensus: bool) -> Callable[[Arguments], Ker
             sparsifier.statistics,
             rows=SCRATCH_ROWS + 3,
             state_bytes=sparsifier.state_bytes,
+            shared_bytes=sparsifier.shared_bytes,
             partial_bytes=sparsifier.partial_bytes,
             block=sparsifier.block,
         )

@@ -11,7 +11,10 @@ from ..ops.declare import Kernel
 from .sizes import format_size
 
 OVERHEAD = 12 << 20
-"""Resident bytes beside the pool once tasks run: thread stacks, the allocator's and libraries' own buffers (measured)."""
+"""Resident bytes beside the pool once tasks run: thread stacks, code, the allocator's and libraries' own buffers (measured)."""
+
+PASS_OVERHEAD = 1 << 20
+"""The same of each pass of statistics: the code of the operations that only it uses becomes resident (measured)."""
 
 PIPELINE = 128 << 20
 """Bytes of the pool that let reading, computing and writing overlap where single steps are small."""
@@ -44,11 +47,13 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """A budget's parts in bytes: the `workspace` of one worker, host `scratch`, all partial statistics, the pool, the device.
+    """A budget's parts in bytes: `overhead` beside all buffers, the `workspace` of one worker, host `scratch`, all partial
+    statistics, the pool, the device.
 
     On a device a worker handles `blocks` of a kernel's blocks at once, and has `staging` for what is on its way in and out.
     """
 
+    overhead: int
     workspace: int
     staging: int
     blocks: int
@@ -60,11 +65,16 @@ class Division:
     @property
     def fixed(self) -> int:
         """RAM beside the pool."""
-        return OVERHEAD + self.scratch + self.state
+        return self.overhead + self.scratch + self.state
 
 
 def active_steps(workers: int) -> int:
     """Steps that may be computed at the same time: so many that a worker never waits for another's last part."""
+    return 2 * workers
+
+
+def unmerged_parts(workers: int) -> int:
+    """Parts whose partial statistics are being gathered or wait for those of an earlier part: one of each for a worker."""
     return 2 * workers
 
 
@@ -98,15 +108,17 @@ def divide(budget: Budget, kernels: Sequence[Kernel], sizes: Sequence[Sequence[i
 
     `sizes`: bytes of an element of each input and of the output. Raises BudgetError where the device's memory is too small.
     """
+    passes = max((len(kernel.statistics) for kernel in kernels), default=0)
+    overhead = OVERHEAD + PASS_OVERHEAD * passes + max((kernel.shared_bytes for kernel in kernels), default=0)
     totals = nlargest(active_steps(budget.workers), (kernel.state_bytes for kernel in kernels))
     partial = max((kernel.partial_bytes or kernel.state_bytes for kernel in kernels), default=0)
-    # Partial statistics: a total for each tensor that is being computed and one that is joined into a whole, and one being filled
-    # and one that waits its turn for each worker.
-    states = sum(totals) + max(totals, default=0) + 2 * budget.workers * partial
+    # Partial statistics: a total for each tensor that is being computed and one that is joined into a whole, those of parts, and
+    # for each worker that of a block beside that of the part to which it is added.
+    states = sum(totals) + max(totals, default=0) + (unmerged_parts(budget.workers) + budget.workers) * partial
     if budget.on_host:
         workspace = max((workspace_bytes(k, len(s) - 1) for k, s in zip(kernels, sizes, strict=True)), default=0)
         scratch = budget.workers * workspace
-        return Division(workspace, 0, 1, scratch, states, budget.ram - OVERHEAD - scratch - states, 0)
+        return Division(overhead, workspace, 0, 1, scratch, states, budget.ram - overhead - scratch - states, 0)
 
     def on_device(blocks: int) -> Division:
         pairs = list(zip(kernels, sizes, strict=True))
@@ -115,7 +127,7 @@ def divide(budget: Budget, kernels: Sequence[Kernel], sizes: Sequence[Sequence[i
         temporary = max((8 * k.block * blocks for k in kernels), default=0)
         each = sum(-(-n // SEGMENT) * SEGMENT for n in (workspace, staging, temporary))
         vram = device_workers(budget) * each + -(-states // SEGMENT) * SEGMENT
-        return Division(workspace, staging, blocks, 0, states, budget.ram - OVERHEAD - states, vram)
+        return Division(overhead, workspace, staging, blocks, 0, states, budget.ram - overhead - states, vram)
 
     blocks = max(DEVICE_ELEMENTS // max((kernel.block for kernel in kernels), default=DEVICE_ELEMENTS), 1)
     while blocks > 1 and on_device(blocks).vram > budget.vram:

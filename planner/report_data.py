@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from .describe import describe
-from .memory import OVERHEAD
 from .plan import Plan
 from .recipe import Recipe
 from .report_memory import thinned, usage
@@ -75,7 +74,7 @@ def _memory(plan: Plan) -> dict[str, Any]:
         "kept": list(curve.kept),
         "own": list(curve.own),
         "ahead": list(curve.ahead),
-        "fixed": {"overhead": OVERHEAD, "scratch": division.scratch, "statistics": division.state},
+        "fixed": {"overhead": division.overhead, "scratch": division.scratch, "statistics": division.state},
         "pool": plan.schedule.arena,
     }
 

@@ -122,6 +122,12 @@ def recipe(method: str, base: Path, other: Path) -> dict[str, Any]:
         },
         "ties": {"merge_method": "ties", "base_model": str(base), "models": [task]},
         "dare_ties": {"merge_method": "dare_ties", "base_model": str(base), "models": [task]},
+        "sce": {
+            "merge_method": "sce",
+            "base_model": str(base),
+            "models": [{"model": str(base)}, {"model": str(other)}],
+            "parameters": {"select_topk": 0.1},
+        },
         "passthrough": {"merge_method": "passthrough", "models": [{"model": str(other)}]},
     }[method]
 

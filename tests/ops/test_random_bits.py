@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 
 import references
 from kernel_runs import merge
+from weft.ops import random_bits as module
 from weft.ops.random_bits import WORDS as BLOCK
 from weft.ops.random_bits import keep_with_probability, random_bits
 
@@ -35,6 +38,25 @@ def test_agree_with_plain_unsigned_arithmetic() -> None:
     got = bits("7\0model.layers.3.mlp.up_proj.weight", 2, 3 * BLOCK + 11)
     want = references.bits("7\0model.layers.3.mlp.up_proj.weight", 2, 3 * BLOCK + 11)
     assert np.array_equal(got.numpy(), want)
+
+
+def test_workers_that_begin_together_make_the_tables_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are counted once in a plan's prediction of memory."""
+    made, mix = list[None](), module._mix
+
+    def slow(words: Tensor, spare: Tensor) -> Tensor:
+        made.append(None)
+        time.sleep(0.02)
+        return mix(words, spare)
+
+    monkeypatch.setattr(module, "_mix", slow)
+    module._made_tables.cache_clear()
+    rows = [torch.empty(8) for _ in range(4)]
+    with ThreadPoolExecutor(len(rows)) as threads:
+        found = list(threads.map(lambda row: random_bits("stream", 0, 0, row), rows))
+    assert len(made) == 3 and all(torch.equal(found[0], other) for other in found)
+    tables = module._made_tables(torch.device("cpu"))
+    assert sum(table.nbytes for table in tables) == module.TABLE_BYTES
 
 
 def test_are_pinned() -> None:
