@@ -45,14 +45,17 @@ class Fold:
         self._total: Any = None
         self._lock = threading.Lock()
 
-    def add(self, begin: int, end: int, partial: Any) -> None:
-        """Take the partial result of elements `begin` to `end` of the tensor."""
+    def add(self, begin: int, end: int, partial: Any) -> int:
+        """Take the partial result of elements `begin` to `end` of the tensor; how many are merged by that, which may be none."""
+        merged = 0
         with self._lock:
             self._waiting[begin] = end, partial
             while self._next in self._waiting:
                 first = self._next == 0
                 self._next, right = self._waiting.pop(self._next)
                 self._total = right if first else self._statistic.merge(self._total, right)
+                merged += 1
+        return merged
 
     def finish(self, earlier: Sequence[Any]) -> Any:
         """The statistic, once all runs are in."""

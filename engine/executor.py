@@ -22,7 +22,7 @@ import xxhash
 from ..errors import CheckpointError
 from ..ops.declare import Fallback, MethodError
 from ..planner.graph import Compute, Load, Save
-from ..planner.memory import active_steps
+from ..planner.memory import active_steps, unmerged_parts
 from ..planner.plan import Plan
 from ..planner.recipe import files_of
 from ..planner.schedule import Buffer, Schedule
@@ -137,6 +137,8 @@ class Executor:
         self.held = 0
         self.ready: deque[int] = deque()
         self.active = 0
+        self.unmerged = 0
+        self.passing: deque[tuple[int, Part]] = deque()
         self.undurable = 0
         self.bytes_read = 0
         self.records: list[Record] = []
@@ -183,8 +185,8 @@ class Executor:
                 self.observer(BytesRead(nbytes))
                 self.observer(TaskEnded(task, "load"))
                 self._arrived(step)
-            case ("part", int(step), Facts() | None as facts):
-                self._part_done(step, facts)
+            case ("part", int(step), Facts() | int() | None as found):
+                self._part_done(step, found)
             case ("saved", int(step), _):
                 self._saved(step)
             case _Durable(records):
@@ -277,20 +279,31 @@ class Executor:
             if tensor.fold is None:
                 tensor.fold = Fold(self.plan.kernels[compute.recipe].statistics[index])
             parts = self.cutter.pass_parts(number, index, tensor.fold, tuple(tensor.statistics))
+            state.parts_left = len(parts)
+            self.passing.extend((number, part) for part in parts)
+            self._continue_passes()
         elif compute.maps:
             parts = self.cutter.map_parts(number, tuple(tensor.statistics))
+            state.parts_left = len(parts)
+            for part in parts:
+                self.workers.put((number, part))
         else:
             self._computed(number)
-            return
-        state.parts_left = len(parts)
-        for part in parts:
-            self.workers.put((number, part))
 
-    def _part_done(self, number: int, facts: Facts | None) -> None:
+    def _continue_passes(self) -> None:
+        """Hand parts of passes to the workers, in order and not far ahead: what overtakes a slow part waits with its findings."""
+        while self.passing and self.unmerged < unmerged_parts(self.plan.options.budget.workers):
+            self.unmerged += 1
+            self.workers.put(self.passing.popleft())
+
+    def _part_done(self, number: int, found: Facts | int | None) -> None:
         compute, state = self.cutter.compute(number), self.states[number]
         tensor = self.tensors[compute.recipe]
-        if facts is not None:
-            tensor.facts += facts
+        if isinstance(found, Facts):
+            tensor.facts += found
+        elif found is not None:
+            self.unmerged -= found
+            self._continue_passes()
         state.parts_left -= 1
         if state.parts_left:
             return

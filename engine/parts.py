@@ -34,8 +34,8 @@ class Bench:
     space: Callable[[], Workspace]
 
 
-Part = Callable[[Bench], Facts | None]
-"""A part of a step's pass or map; of what is saved, it returns the facts."""
+Part = Callable[[Bench], Facts | int | None]
+"""A part of a step's pass or map. A pass returns how many parts' findings it merged, a map the facts of what is saved."""
 
 
 def benches(plan: Plan) -> list[Bench]:
@@ -80,11 +80,12 @@ class Cutter:
         statistic = kernel.statistics[index]
 
         def part(low: int, high: int) -> Part:
-            def work(bench: Bench) -> None:
+            def work(bench: Bench) -> int:
                 with arithmetic():
                     partial = gather(kernel, statistic, tile, low, high, bench.space(), statistics)
-                    fold.add(compute.start + low, compute.start + high, partial)
+                    merged = fold.add(compute.start + low, compute.start + high, partial)
                     bench.space().finish()  # what it merged may be another worker's
+                return merged
 
             return work
 

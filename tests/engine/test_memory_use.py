@@ -5,13 +5,20 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import weft.engine.parts
 from merges import METHODS, MIB, environment, merge, plan, recipe, write_config
+from weft.engine.compute import Tile, gather
+from weft.engine.run import run
 from weft.errors import BudgetError
+from weft.ops.declare import Kernel, Statistic
+from weft.planner.memory import unmerged_parts
 
 CHILD = """
 import sys
@@ -41,7 +48,8 @@ def resident(pid: int, field: str = "VmRSS") -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
-    ("method", "mebibytes", "workers"), [*((method, 64, 2) for method in METHODS), ("ties", 256, 2), ("slerp", 128, 3)]
+    ("method", "mebibytes", "workers"),
+    [*((method, 64, 2) for method in METHODS), ("ties", 256, 2), ("slerp", 128, 3), ("sce", 128, 2)],
 )
 def test_memory_keeps_to_the_budget(
     tmp_path: Path, big_models: tuple[Path, Path], method: str, mebibytes: int, workers: int
@@ -97,3 +105,27 @@ def test_too_small_a_budget_says_what_would_do(tmp_path: Path, big_models: tuple
     assert plan(config, ram=needed).predicted_ram <= needed
     summary = merge(config, tmp_path / "out", ram=needed)
     assert summary.measured_ram <= summary.predicted_ram <= needed
+
+
+def test_what_overtakes_a_slow_part_is_bounded(
+    tmp_path: Path, big_models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first part of the embedding takes until nothing else moves: no more findings wait for it than the prediction counts."""
+    config, workers = recipe("slerp", *big_models), 3
+    made = plan(config, ram=512 * MIB, workers=workers)
+    slow = made.kernels[[r.name for r in made.recipes].index("model.embed_tokens.weight")]
+    moved, waiting = threading.Event(), list[int]()
+
+    def delayed(kernel: Kernel, statistic: Statistic, tile: Tile, low: int, *more: Any) -> Any:
+        while kernel is slow and low == 0 and moved.wait(0.3):
+            moved.clear()
+        if kernel is slow and low > 0 and not resumed:
+            waiting.append(low)
+            moved.set()
+        resumed.update({0} if kernel is slow and low == 0 else ())
+        return gather(kernel, statistic, tile, low, *more)
+
+    resumed = set[int]()
+    monkeypatch.setattr(weft.engine.parts, "gather", delayed)
+    assert run(made, tmp_path / "out") is not None
+    assert 0 < len(waiting) < unmerged_parts(workers)
