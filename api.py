@@ -67,7 +67,7 @@ def plan(
 
     Raises ConfigError, also for an option that makes no sense, CheckpointError for what cannot be merged, and BudgetError.
     """
-    from .engine.device import choose_device, free_device_memory
+    from .engine.device import choose_device, free_device_memory, processor_name
 
     _check_whole("workers", workers, 1, MAX_WORKERS)
     _check_whole("seed", seed, None, None)
@@ -77,6 +77,7 @@ def plan(
         _bytes("vram", vram) if vram is not None else free_device_memory(chosen) // 2,
         workers or default_workers(),
         chosen,
+        processor_name(chosen),
     )
     return make_plan(_load(config, lenient), Options(budget, _bytes("shard_size", shard_size), seed, copy_tokenizer))
 

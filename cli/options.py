@@ -141,19 +141,20 @@ def choose_options(wishes: Wishes, saved: Mapping[str, Any], commits: Mapping[st
     from ..planner.sizes import parse_size
 
     device = wishes.device or saved.get("device", "cpu")
-    free = 0
+    free, processor = 0, ""
     if device in ("auto", "cpu"):
         device = "cpu"
     else:
-        from ..engine.device import choose_device, free_device_memory
+        from ..engine.device import choose_device, free_device_memory, processor_name
 
         device = choose_device(device)
-        free = free_device_memory(device)
+        free, processor = free_device_memory(device), processor_name(device)
     budget = Budget(
         ram=parse_size(wishes.ram) if wishes.ram else saved.get("ram", available_memory() // 2),
         vram=parse_size(wishes.vram) if wishes.vram else saved.get("vram", 0) or free // 2,
         workers=wishes.workers or saved.get("workers", default_workers()),
         device=device,
+        processor=processor,
     )
     return Options(
         budget,

@@ -32,6 +32,15 @@ def choose_device(wanted: str) -> str:
     return f"cuda:{index}"
 
 
+def processor_name(device: str) -> str:
+    """What the driver calls a CUDA device, which decides a sum's last bits; "" for the CPU."""
+    if device == "cpu":
+        return ""
+    import torch
+
+    return f"cuda on {torch.cuda.get_device_name(torch.device(device))}"
+
+
 def free_device_memory(device: str) -> int:
     """Free bytes of a CUDA device; 0 for the CPU, whose memory is RAM."""
     if device == "cpu":

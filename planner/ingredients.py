@@ -3,7 +3,7 @@
 Parts that many tensors have in common stand in tables, once:
 
     tables   files      [model, file name, identity] of every file that is read
-             settings   method, version, dtype, parameters, seed: what the recipes of many tensors share
+             settings   method, version, dtype, parameters, seed, what computes: what the recipes of many tensors share
              computed   entries of inputs that are computed in memory
     entry    {"settings": number, "shape": [...], "inputs": [...]}, an input being
              [file, name] or [file, name, hash of the row map], or the number of a computed input
@@ -35,7 +35,7 @@ class Ingredient:
 
 @dataclass(frozen=True, slots=True)
 class Ingredients:
-    """Everything that a recipe's digest is made of, field by field. `special` stands for row maps and adapters."""
+    """Everything that a recipe's digest is made of, field by field. `special`: row maps and adapters; `computed_by`: a GPU."""
 
     method: str
     version: int
@@ -48,9 +48,10 @@ class Ingredients:
     seed: str | None
     special: str | None
     inputs: tuple[Ingredient, ...]
+    computed_by: str | None = None
 
 
-_SETTINGS = ("method", "version", "dtype", "cast", "models", "shared", "base", "seed", "special")
+_SETTINGS = ("method", "version", "dtype", "cast", "models", "shared", "base", "seed", "special", "computed_by")
 
 
 def ingredients_of(recipe: Recipe) -> Ingredients:
@@ -69,6 +70,7 @@ def ingredients_of(recipe: Recipe) -> Ingredients:
         seed=seed if found else None,
         special=_short(repr(recipe.special)) if recipe.special is not None else None,
         inputs=tuple(_ingredient(source) for source in recipe.inputs),
+        computed_by=recipe.computed_by,
     )
 
 
@@ -145,4 +147,5 @@ def decode(tables: Mapping[str, Sequence[Any]], entry: Mapping[str, Any]) -> Ing
         seed=common["seed"],
         special=common["special"],
         inputs=tuple(source(item) for item in entry["inputs"]),
+        computed_by=common.get("computed_by"),
     )

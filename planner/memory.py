@@ -32,12 +32,13 @@ SEGMENT = 2 << 20
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What the run may use. `device` is cpu or cuda:N."""
+    """What the run may use. `device` is cpu or cuda:N, `processor` what the system calls that device ("" for the CPU)."""
 
     ram: int
     vram: int
     workers: int
     device: str = "cpu"
+    processor: str = ""
 
     @property
     def on_host(self) -> bool:

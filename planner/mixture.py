@@ -50,8 +50,10 @@ METHOD = Method(
 """What reports and manifests say of a mixture; it is no merge method that configs could name."""
 
 
-def compile_mixture(config: LoadedConfig, mixture: MixtureConfig, models: Models, seed: int) -> Merge:
-    """Raises ConfigError and CheckpointError for what makes no mixture."""
+def compile_mixture(
+    config: LoadedConfig, mixture: MixtureConfig, models: Models, seed: int, processor: str | None = None
+) -> Merge:
+    """Raises ConfigError and CheckpointError for what makes no mixture. `processor`: what computes, see `computed_by`."""
     notes = check_prompts(config, mixture)
     opened: dict[int, Model] = {}
 
@@ -69,7 +71,7 @@ def compile_mixture(config: LoadedConfig, mixture: MixtureConfig, models: Models
     others = [models.get(config, reference, path) for reference, path in models_of_tokens(config)]
     used = {model.reference: model for model in (*experts, base, *others)}
     tokens = plan_tokenization(config, list(used.values()), base)
-    builder = _Builder(config, mixture, family, base, experts, tokens, seed)
+    builder = _Builder(config, mixture, family, base, experts, tokens, seed, processor)
     recipes = tuple(builder.recipes())
     dtype = recipes[0].dtype
     settings = merged_config(builder.settings, TO_CONFIG.get(dtype), None)
@@ -124,9 +126,10 @@ class _Builder:
         experts: list[Model],
         tokens: Tokenization,
         seed: int,
+        processor: str | None,
     ) -> None:
         self.config, self.mixture, self.family, self.base, self.experts = config, mixture, family, base, experts
-        self.tokens, self.seed = tokens, seed
+        self.tokens, self.seed, self.processor = tokens, seed, processor
         stack = base.layout.main
         if stack is None or not stack.prefix.endswith("layers"):
             raise self._unfit(("base_model",), f"{base.reference}: its layers are not where those of {family.title} stand")
@@ -263,6 +266,7 @@ class _Builder:
             embedding=tensors[embedding],
             weights=tuple(weights),
             tokenizer=tokenizer,
+            processor=self.processor,
         )
         computed = [] if mixture.gate_mode in RANDOM_MODES else [router.embedding]
         computed += [source for layer in weights for source in layer.values()] if router.runs_base else []

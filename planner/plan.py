@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..errors import BudgetError
 from ..ops.declare import Fallback, Kernel, Method
 from .catalog import WeightFile
 from .compile import Merge, compile_merge
+from .computed_by import Stamp, processor
 from .config import LoadedConfig
 from .dtypes import ITEM_SIZES
 from .graph import Compute, Load, build_graph, copies_bytes
@@ -170,14 +171,14 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
     routers_of_stages: list[Router] = []
 
     def compile_stage(stage: LoadedConfig) -> Any:
-        compiled = _compile(stage, models, options.seed)
+        compiled = _compile(stage, models, options)
         stages.append(compiled.recipes)
         merges[stage.merge.name or ""] = compiled
         routers_of_stages.extend(compiled.routers)
         return as_checkpoint(stage.merge.name or "", compiled)
 
     models = Models(options.commits, config.stages, compile_stage)
-    merge = _compile(config, models, options.seed)
+    merge = _compile(config, models, options)
     routers = tuple({router.digest: router for router in (*routers_of_stages, *merge.routers)}.values())
     check_routers(routers, options.budget)
     recipes = merge.recipes
@@ -188,6 +189,10 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
     if stages:
         with suppress(BudgetError):  # what is too little for a stage is too little for all: the whole says how much it needs
             limit = _largest_alone([*stages, recipes], options.budget)
+    stamp = Stamp(options.budget, division.blocks)
+    stamped = {name: replace(made, recipes=stamp.all(made.recipes)) for name, made in {**merges, "": merge}.items()}
+    recipes = stamped[""].recipes
+    inner = _inner(recipes)
     graph, order = _schedule(recipes, inner, kernels, range(len(recipes)), options.budget, division, limit)
     shards, places = lay_out(recipes, options.shard_size)
     notes = [*config.notes, *models.notes, *merge.notes, *(router.said() for router in routers)]
@@ -219,7 +224,7 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
         layers=merge.layers,
         notes=tuple(notes),
         digest=_digest(recipes, shards, _files_made(merge)),
-        merges={**merges, "": merge},
+        merges=stamped,
         routers=routers,
     )
 
@@ -230,10 +235,10 @@ def _files_made(merge: Merge) -> Mapping[str, bytes]:
     return {**merge.written_files, **settings}
 
 
-def _compile(config: LoadedConfig, models: Models, seed: int) -> Merge:
+def _compile(config: LoadedConfig, models: Models, options: Options) -> Merge:
     if config.mixture is not None:
-        return compile_mixture(config, config.mixture, models, seed)
-    return compile_merge(config, models, seed)
+        return compile_mixture(config, config.mixture, models, options.seed, processor(options.budget))
+    return compile_merge(config, models, options.seed)
 
 
 def remaining(plan: Plan, numbers: Sequence[int]) -> tuple[nx.DiGraph[int], Schedule]:

@@ -25,13 +25,15 @@ _TEXTS = {
     "parameter": "{what} changed",
     "tokens": "token rows move differently",
     "adapter": "the adapter's change is another",
+    "device": "what computes changed",
     "recipe": "the recipe changed",
 }
-_VALUES = {"method", "dtype", "seed", "parameter"}
+_VALUES = {"method", "dtype", "seed", "parameter", "device"}
 """Kinds whose values mean something to a reader."""
 
 
 ROWS = RowLayout.__name__
+_CPU = "the CPU"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ def _differences(before: Ingredients, now: Ingredients) -> Iterator[Reason]:
         yield Reason("shape", "", before.shape, now.shape)
     if before.seed != now.seed:
         yield Reason("seed", "", before.seed, now.seed)
+    if before.computed_by != now.computed_by:
+        yield Reason("device", "", before.computed_by or _CPU, now.computed_by or _CPU)
     if before.special != now.special:
         yield Reason("tokens" if now.method == ROWS else "adapter")
     if len(before.inputs) == len(now.inputs):

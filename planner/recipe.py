@@ -67,7 +67,8 @@ class Recipe:
     `method` None copies input 0's bytes. `cast`: inputs of other types are rounded to this one first, as the config's `dtype`
     asks (None: they are taken as they are); all arithmetic is float32 nevertheless. `base_input` is the position of the base
     model's own tensor among the inputs, if it is one of them. `digest` changes whenever anything does that could change the
-    result's bytes. `sources` are the inputs' models as the config names them, for people.
+    result's bytes. `sources` are the inputs' models as the config names them, for people. `computed_by` is
+    what computes it, where that decides bits (`computed_by`).
     """
 
     name: str
@@ -81,6 +82,7 @@ class Recipe:
     digest: str
     special: RowLayout | LowRankUpdate | Noise | None = None
     sources: tuple[str, ...] = ()
+    computed_by: str | None = None
 
     def leaves(self) -> Iterator[InputTensor]:
         """Every tensor that is read for this one, also for inputs that are computed themselves."""

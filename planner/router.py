@@ -58,7 +58,7 @@ class Router:
     """How to make the router's vectors. `names` are the gate tensors' names by layer, `experts` how many are routed.
 
     `prompts` has one item an expert, then one for a gated shared expert. `weights` are each layer's tensors of the base model,
-    by their names within the layer; `tokenizer` its tokenizer's files.
+    by their names within the layer; `tokenizer` its tokenizer's files, `processor` what runs them (None: the CPU).
     """
 
     mode: str
@@ -73,6 +73,7 @@ class Router:
     embedding: Source
     weights: tuple[Mapping[str, Source], ...]
     tokenizer: Mapping[str, bytes]
+    processor: str | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -87,6 +88,7 @@ class Router:
         if self.runs_base:
             weights = [[[name, identity(source)] for name, source in layer.items()] for layer in self.weights]
             made_of += [layer_settings(self.base.config), weights]
+            made_of += [self.processor] if self.processor else []
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
     @property

@@ -106,4 +106,4 @@ def check_unchanged(saved: SavedPlan, plan: Plan, path: Path) -> None:
             if known.get(name) != found:
                 raise InputChanged(f"{name} changed since {path} was written: make the plan again with `weft plan --save`")
     if saved.digest != plan.digest:
-        raise ConfigError(f"{path}: this version of weft plans it differently: make the plan again with `weft plan --save`")
+        raise ConfigError(f"{path}: this weft, or this GPU, plans it differently: make the plan again with `weft plan --save`")

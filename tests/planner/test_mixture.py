@@ -361,3 +361,15 @@ def test_the_plan_knows_the_routers_memory(tmp_path: Path) -> None:
     assert planned(config, ram=error.value.needed).predicted_ram <= error.value.needed
     assert planned({**config, "gate_mode": "random"}, ram=72 << 20).predicted_ram < needed
     assert plan.bytes_read()[base] > planned({**config, "gate_mode": "random"}).bytes_read()[base]
+
+
+def test_vectors_that_a_device_computes_are_others_than_the_cpus(llamas: list[str]) -> None:
+    def names(gate_mode: str, *device: str) -> set[str]:
+        config = load_config(yaml.safe_dump(config_of(llamas[0], llamas[1:], gate_mode=gate_mode)))
+        plan = make_plan(config, Options(Budget(4 << 30, 4 << 30, 2, *device)))
+        return {router.file.name for router in plan.routers}
+
+    assert names("hidden") == names("hidden", "cpu")
+    assert not names("hidden") & names("hidden", "cuda:0", "cuda on Some GPU")
+    assert not names("hidden", "cuda:0", "cuda on Another GPU") & names("hidden", "cuda:0", "cuda on Some GPU")
+    assert names("cheap_embed") == names("cheap_embed", "cuda:0", "cuda on Some GPU")  # the CPU adds these up in any case

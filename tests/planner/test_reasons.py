@@ -27,7 +27,7 @@ def made(inputs: st.SearchStrategy[Ingredient]) -> st.SearchStrategy[Ingredients
     return st.builds(
         Ingredients, names, st.integers(), names, st.none() | names, st.lists(st.integers(), max_size=3).map(tuple),
         st.lists(values, max_size=3).map(tuple), values, st.none() | st.integers(), st.none() | names, st.none() | names,
-        st.lists(inputs, max_size=3).map(tuple),
+        st.lists(inputs, max_size=3).map(tuple), st.none() | names,
     )  # fmt: skip
 
 
@@ -70,6 +70,7 @@ CHANGES: list[tuple[dict[str, Any], Reason]] = [
     ({"base": 1}, Reason("base", "", 0, 1)),
     ({"seed": "4"}, Reason("seed", "", None, "4")),
     ({"special": "x"}, Reason("adapter")),
+    ({"computed_by": "a GPU"}, Reason("device", "", "the CPU", "a GPU")),
     ({"inputs": (A, replace(B, identity="10:3:y"))}, Reason("input", "org/b/model.safetensors", "10:2:y", "10:3:y")),
     ({"inputs": (A, replace(B, name="v"))}, Reason("source", "", "w", "v")),
     ({"inputs": (A, replace(B, rows="r"))}, Reason("tokens")),
