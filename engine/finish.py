@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
@@ -14,10 +14,12 @@ from ..errors import CheckpointError, InputChanged, OutputError
 from ..planner.dtypes import ITEM_SIZES
 from ..planner.plan import Plan
 from ..planner.sources import Model
+from ..planner.store import Store, check_state
 from .folder import OutputFolder, missing
-from .manifest import Manifest, checksum
+from .manifest import Manifest, checksum_of
 from .shard_writer import PARTIAL
 from .swap import CONFIG, INDEX
+from .system import READ_CHUNK
 
 
 def check_shards(plan: Plan, folder: OutputFolder, kept: Collection[int] = ()) -> None:
@@ -41,15 +43,35 @@ def check_shards(plan: Plan, folder: OutputFolder, kept: Collection[int] = ()) -
             raise OutputError(f"{path}: tensor '{name}' is {found.get(name)}, planned {wanted.get(name)}")
 
 
-def companions(plan: Plan) -> Iterator[tuple[str, bytes]]:
-    """Everything but the shards and the manifest, one file at a time."""
+def companions(plan: Plan) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """Everything but the shards and the manifest, one file at a time, its bytes in pieces: a module's weights may be large."""
     if len(plan.shards) > 1:
-        yield INDEX, _json(_index(plan))
-    yield CONFIG, _json(plan.model_config)
+        yield INDEX, iter([_json(_index(plan))])
+    yield CONFIG, iter([_json(plan.model_config)])
     for name in plan.side_files:
-        yield name, plan.base.checkpoint.store.read(name)
-    yield from plan.written_files.items()
-    yield "README.md", model_card(plan).encode()
+        yield name, _pieces(plan.base.checkpoint.store, name)
+    for name, data in plan.written_files.items():
+        yield name, iter([data])
+    yield "README.md", iter([model_card(plan).encode()])
+
+
+def _pieces(store: Store, name: str) -> Iterator[bytes]:
+    """A model's file; one of a Hub model is downloaded first. Raises CheckpointError where it cannot be read or has changed."""
+    if store.path(name) is None:
+        store.download([name], quiet=True)
+    with store.open(name) as file:
+        yield from pieces(file, f"{store.label}/{name}")
+        if name in store.used():
+            check_state(file, store.used()[name], f"{store.label}/{name}")  # nobody wrote to it meanwhile
+
+
+def pieces(file: BinaryIO, label: str) -> Iterator[bytes]:
+    """A file's bytes. Raises CheckpointError, which begins with `label`, where they cannot be read."""
+    try:
+        while piece := file.read(READ_CHUNK):
+            yield piece
+    except OSError as error:
+        raise CheckpointError(f"{label}: {error.strerror or error}") from None
 
 
 def is_complete(plan: Plan, root: Path, manifest: Manifest) -> bool:
@@ -64,7 +86,7 @@ def same_companions(plan: Plan, files: Mapping[str, str]) -> bool:
     """
     card = "README.md"
     try:
-        made = {name: checksum(data) for name, data in companions(plan) if name != card}
+        made = {name: checksum_of(data) for name, data in companions(plan) if name != card}
     except InputChanged:
         raise
     except CheckpointError:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..errors import OutputError
 from ..planner.plan import Plan
@@ -53,9 +53,21 @@ class OutputFolder:
         """The manifest of a complete result, else None: one that is being replaced is none."""
         return None if self.intent.exists() else read_manifest(self.root)
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a small file whose place is beside the shards; it gets there with them."""
-        write_file(self.work / f"{name}{NEW}", data)
+    def waiting(self, name: str) -> Path:
+        """Where a file beside the shards waits for its place; the work folder has no folders in it."""
+        return self.work / f"{name.replace('/', ':')}{NEW}"
+
+    def write(self, name: str, data: bytes | Iterable[bytes]) -> None:
+        """Write a file, whole or in pieces, whose place is beside the shards; it gets there with them."""
+        write_file(self.waiting(name), data)
+
+    def place(self, name: str) -> Path:
+        """Where a file beside the shards stands. Raises OutputError where links or files have the place of its folders."""
+        for folder in folders_of([name]):
+            path = self.root / folder
+            if path.is_symlink() or (path.exists() and not path.is_dir()):
+                raise OutputError(f"{path}: the result has a folder of this name: move what stands there away")
+        return self.root / name
 
     def withdraw(self) -> None:
         """Leave no trace where nothing was begun; call with the lock held."""
@@ -74,6 +86,11 @@ class OutputFolder:
             path.unlink()
         self.work.rmdir()
         sync_folder(self.root)
+
+
+def folders_of(names: Iterable[str]) -> list[str]:
+    """The folders in which files of a result stand, outer ones first."""
+    return sorted({str(folder) for name in names for folder in PurePosixPath(name).parents} - {"."})
 
 
 def claim(root: Path) -> OutputFolder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +15,7 @@ import xxhash
 from .. import __version__
 from ..planner.ingredients import Ingredients, Tables, decode, ingredients_of
 from ..planner.plan import Plan
+from ..planner.store import inner_path
 from .events import Summary
 from .journal import Facts, Record
 
@@ -87,7 +88,7 @@ def _manifest(value: Any) -> Manifest | None:
         settings={name: _of_type(value[name], kind) for name, kind in _SETTINGS.items()},
         commits={str(item["model"]): str(item["commit"]) for item in value["inputs"] if item["commit"]},
         shards=shards,
-        files={plain_name(name): str(checksum) for name, checksum in value["files"].items()},
+        files={file_name(name): str(checksum) for name, checksum in value["files"].items()},
         totals=dict(value["totals"]),
         tables=dict(value["recipes"]),
         tensors={str(name): _tensor(tensor) for name, tensor in value["tensors"].items()},
@@ -112,9 +113,24 @@ def plain_name(name: str) -> str:
     return name
 
 
+def file_name(name: str) -> str:
+    """The name of a file beside the shards, which may stand in a folder. Raises ValueError as `plain_name` does."""
+    if "/" in name and inner_path(name):
+        return name
+    return plain_name(name)
+
+
 def checksum(data: bytes) -> str:
     """The xxh3-128 of some bytes, as the manifest has it."""
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def checksum_of(pieces: Iterable[bytes]) -> str:
+    """The same of bytes that come one piece after the other."""
+    seen = xxhash.xxh3_128()
+    for piece in pieces:
+        seen.update(piece)
+    return seen.hexdigest()
 
 
 def manifest(plan: Plan, records: Mapping[str, Record], summary: Summary, files: Mapping[str, str]) -> bytes:

@@ -8,23 +8,26 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import CheckpointError, Interrupted
+import xxhash
+
+from ..errors import CheckpointError, Interrupted, OutputError
 from ..planner.plan import Plan, remaining
+from ..planner.side_files import is_weights
 from ..planner.store import Store
 from .carry import carry_over
 from .device import own_threads, peak_device_memory, reset_device_memory
 from .events import Observer, Routing, RunFinished, RunStarted, Summary, ignore
 from .executor import Executor
-from .finish import check_shards, companions, is_complete
-from .folder import OutputFolder, claim, drop_partials, durable, refuse_inputs
+from .finish import check_shards, companions, is_complete, pieces
+from .folder import OutputFolder, claim, drop_partials, durable, folders_of, refuse_inputs
 from .journal import Facts, Journal, Progress, Record
-from .manifest import MANIFEST, Manifest, checksum, manifest
+from .manifest import MANIFEST, Manifest, checksum_of, manifest
 from .proof import proofs
 from .reader import InputFile
 from .reuse import Finished, finished
 from .router import check_can_route, prepare_routers, router_warnings
 from .shard_writer import PARTIAL, ShardWriter
-from .swap import INDEX, finish_swap, publish
+from .swap import finish_swap, publish
 from .system import check_disk, exclusive, peak_memory, reset_peak_memory, resident_memory, sync_folder, write_error
 
 SLACK = 16 << 20
@@ -91,6 +94,7 @@ def _run_locked(
     earlier = finished(plan, folder.root, old, distrust or ())
     made = [index for index in range(len(plan.shards)) if index not in earlier.kept]
     try:
+        _check_places(plan, folder, old)
         _check_space(plan, folder, made)
         inputs = fetch(plan, quiet)
     except BaseException:
@@ -104,11 +108,7 @@ def _run_locked(
     summary = _summary(plan, done.records, done.bytes_read, done.reused, time.monotonic() - begin, done.memory)
     summary = replace(summary, warnings=router_warnings(plan, folder.work), routings=done.routings)
     _refuse_nonfinite(folder.root, {"nan": summary.nan, "inf": summary.inf}, strict, summary.nonfinite_tensors)
-    files = {}
-    for name, data in companions(plan):
-        files[name] = checksum(data)
-        if not _edited(folder, name, files[name], old):
-            folder.write(name, data)
+    files = {name: _write(folder, name, data, old) for name, data in companions(plan)}
     folder.write(MANIFEST, manifest(plan, done.records, summary, files))
     kept = {plan.shards[index].name for index in earlier.kept}
     publish(folder, [shard.name for shard in plan.shards], kept, [*files, MANIFEST], old)
@@ -180,12 +180,39 @@ def _bytes(plan: Plan, numbers: Iterable[int]) -> int:
     return sum(plan.places[number].nbytes for number in numbers)
 
 
+def _write(folder: OutputFolder, name: str, data: Iterable[bytes], old: Manifest | None) -> str:
+    """Let a file wait for its place, unless it stands there as it would be written but for what was edited; its checksum."""
+    seen = xxhash.xxh3_128()
+
+    def watched() -> Iterator[bytes]:
+        for piece in data:
+            seen.update(piece)
+            yield piece
+
+    folder.write(name, watched())
+    wanted = seen.hexdigest()
+    if _edited(folder, name, wanted, old):
+        folder.waiting(name).unlink()
+    return wanted
+
+
 def _edited(folder: OutputFolder, name: str, wanted: str, old: Manifest | None) -> bool:
-    """Whether a small file that would be written as it was before has been edited since: then it is left as it is."""
-    if old is None or old.files.get(name) != wanted or name == INDEX:
+    """Whether a file that would be written as it was before has been edited since; nobody edits an index or weights."""
+    if old is None or old.files.get(name) != wanted or is_weights(name):
         return False
-    path = folder.root / name
-    return path.is_file() and checksum(path.read_bytes()) != wanted
+    path = folder.place(name)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return checksum_of(pieces(file, str(path))) != wanted
+
+
+def _check_places(plan: Plan, folder: OutputFolder, old: Manifest | None) -> None:
+    """Fail now and not in the end where something has the place of a folder that the result needs, or of a file in one."""
+    gone = old.files if old is not None else {}
+    for name in (name for name in plan.side_files if "/" in name):
+        if not any(parent in gone for parent in folders_of([name])) and folder.place(name).is_dir():
+            raise OutputError(f"{folder.place(name)}: the result has a file of this name: move what stands there away")
 
 
 class _Made:

@@ -13,16 +13,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from ..errors import OutputError
-from .folder import NEW, OutputFolder
-from .manifest import MANIFEST, Manifest, plain_name
+from .folder import OutputFolder, folders_of
+from .manifest import MANIFEST, Manifest, file_name
 from .shard_writer import PARTIAL
 from .system import sync_folder, write_file
 
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+
+
+def is_index(name: str) -> bool:
+    """Whether a file of a result says which shard a tensor is in: a loader that finds it relies on it."""
+    return "/" not in name and name.endswith(".safetensors.index.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,7 @@ def finish_swap(folder: OutputFolder) -> bool:
     """Go on with a swap that was interrupted; whether there was one. Raises OutputError where its files are not there."""
     try:
         value = json.loads(folder.intent.read_bytes())
-        swap = Swap(*([plain_name(name) for name in value[key]] for key in ("shards", "files", "remove")))
+        swap = Swap(*([file_name(name) for name in value[key]] for key in ("shards", "files", "remove")))
     except FileNotFoundError:
         return False
     except (ValueError, KeyError, TypeError):
@@ -72,13 +78,12 @@ def finish_swap(folder: OutputFolder) -> bool:
 
 def _go(folder: OutputFolder, swap: Swap) -> None:
     root = folder.root
-    waiting = {name for name in swap.files if (folder.work / (name + NEW)).exists()}
-    for name in (MANIFEST, INDEX, CONFIG):
+    waiting = [name for name in swap.files if folder.waiting(name).exists()]
+    for name in {MANIFEST, CONFIG, *filter(is_index, (*swap.files, *swap.remove))}:
         if name in waiting or name in swap.remove:
             (root / name).unlink(missing_ok=True)
     sync_folder(root)
-    for name in swap.remove:
-        (root / name).unlink(missing_ok=True)
+    _remove(folder, swap.remove)
     moving = [name for name in swap.shards if (root / (name + PARTIAL)).exists()]
     for name in moving:
         (root / name).unlink(missing_ok=True)
@@ -86,11 +91,34 @@ def _go(folder: OutputFolder, swap: Swap) -> None:
     for name in moving:
         (root / (name + PARTIAL)).replace(root / name)
     sync_folder(root)
-    for name in swap.files:
-        if name in waiting and name != MANIFEST:
-            (folder.work / (name + NEW)).replace(root / name)
+    _place(folder, [name for name in waiting if name != MANIFEST])
     sync_folder(root)
     if MANIFEST in waiting:
-        (folder.work / (MANIFEST + NEW)).replace(root / MANIFEST)
+        folder.waiting(MANIFEST).replace(root / MANIFEST)
     sync_folder(root)
     folder.close()
+
+
+def _place(folder: OutputFolder, names: Sequence[str]) -> None:
+    """Move files from the work folder to their places, and sync the folders of those that have one of their own."""
+    folders = folders_of(names)
+    places = [folder.place(name) for name in names]
+    for inner in folders:
+        (folder.root / inner).mkdir(exist_ok=True)
+    for name, place in zip(names, places, strict=True):
+        folder.waiting(name).replace(place)
+    for inner in reversed(folders):
+        sync_folder(folder.root / inner)
+
+
+def _remove(folder: OutputFolder, names: Sequence[str]) -> None:
+    """Remove files of an earlier result, and the folders that have nothing else in them."""
+    for name in names:
+        with suppress(NotADirectoryError):  # then there is no such file
+            folder.place(name).unlink(missing_ok=True)
+    for inner in reversed(folders_of(names)):
+        path = folder.root / inner
+        if path.is_dir():
+            sync_folder(path)
+            with suppress(OSError):  # something else stands there
+                path.rmdir()

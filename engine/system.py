@@ -14,7 +14,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import DiskError, OutputError, WeftError
@@ -79,11 +79,14 @@ def open_direct(path: Path) -> int | None:
     return None
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a small file and return when its bytes are on the disk; its name is there once its folder is synced."""
+def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a file, given whole or in pieces, and return when its bytes are on the disk; its name once its folder is synced."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        write_at(handle, 0, memoryview(data))
+        offset = 0
+        for piece in [data] if isinstance(data, bytes) else data:
+            write_at(handle, offset, memoryview(piece))
+            offset += len(piece)
         sync_all(handle)
     finally:
         os.close(handle)

@@ -15,6 +15,7 @@ import xxhash
 
 from ..errors import CheckpointError, OutputError
 from ..planner.headers import TensorEntry, safetensors_header
+from ..planner.side_files import is_weights
 from .folder import OutputFolder
 from .manifest import MANIFEST, Manifest
 
@@ -161,19 +162,27 @@ def _file_trouble(path: Path, nbytes: int) -> str:
     return "" if size == nbytes else f"has {size:,} bytes, {nbytes:,} were written"
 
 
+def _file_checksum(path: Path) -> str:
+    seen = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK):
+            seen.update(piece)
+    return seen.hexdigest()
+
+
 def _small_files(out: Path, manifest: Manifest) -> tuple[list[Damage], tuple[str, ...]]:
     """What is wrong with the files beside the shards, and which are not as they were written."""
     damage, edited = [], []
     for name, checksum in manifest.files.items():
         try:
-            same = xxhash.xxh3_128_hexdigest((out / name).read_bytes()) == checksum
-        except FileNotFoundError:
+            same = _file_checksum(out / name) == checksum
+        except (FileNotFoundError, NotADirectoryError):
             damage.append(Damage(name, None, "missing"))
             continue
         except OSError as error:
             damage.append(Damage(name, None, f"cannot be read: {error.strerror or error}"))
             continue
-        if not same and name.endswith(".index.json"):
+        if not same and is_weights(name):
             damage.append(Damage(name, None, "its bytes changed"))
         elif not same:
             edited.append(name)

@@ -12,15 +12,11 @@ from .headers import FileHeader, safetensors_header
 from .json_text import loads
 from .pickle_header import pickle_header
 from .quantized import refuse_quantized
+from .side_files import is_weights, known_side_files
 from .store import Store
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
-_WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx|tflite|ot|npz)(\.index\.json)?$", re.IGNORECASE)
-_NOT_SIDE = re.compile(
-    r"^(readme\.md|license.*|\.git.*|weft\.json|config\.json|training_args\.bin|.*\.(py|pyc|lock|partial))$", re.IGNORECASE
-)
-_SIDE = re.compile(r"\.(json|jinja|txt|model|tiktoken|vocab|yaml|spm)$", re.IGNORECASE)
 
 
 _LFS = b"version https://git-lfs"
@@ -56,7 +52,7 @@ class InputTensor:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model's headers. `side_files` are what a merged model needs beside its weights, with their sizes."""
+    """A model's headers. `side_files` are what goes along with its weights, as far as names tell, with their sizes."""
 
     label: str
     store: Store
@@ -91,13 +87,7 @@ def open_checkpoint(store: Store, *, quantized: bool = False) -> Checkpoint:
         raise CheckpointError(f"{store.label}: there are no tensors in {', '.join(names)}")
     if not quantized:
         refuse_quantized(store.label, config, tensors)
-    side = {name: size for name, size in sizes.items() if is_side_file(name)}
-    return Checkpoint(store.label, store, config, tensors, tuple(files), side)
-
-
-def is_side_file(name: str) -> bool:
-    """Whether a file goes along with a model: tokenizer, templates, generation and preprocessor settings."""
-    return "/" not in name and bool(_SIDE.search(name)) and not _WEIGHTS.search(name) and not _NOT_SIDE.match(name)
+    return Checkpoint(store.label, store, config, tensors, tuple(files), known_side_files(store, sizes))
 
 
 def read_header(store: Store, name: str, size: int, label: str, *, any_dtype: bool = False) -> FileHeader:
@@ -166,7 +156,7 @@ def _other_kind(label: str, sizes: Mapping[str, int]) -> str | None:
 def _nothing_found(label: str, sizes: Mapping[str, int]) -> str:
     if other := _other_kind(label, sizes):
         return other
-    others = [name for name in sizes if _WEIGHTS.search(name)]
+    others = [name for name in sizes if is_weights(name)]
     have = f"; it has {others[0]}, which weft does not read" if others else ""
     return f"{label}: missing weights: no model.safetensors, pytorch_model.bin or index of shards{have}"
 

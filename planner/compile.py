@@ -18,6 +18,7 @@ from .parameters import check_parameters
 from .recipe import Recipe
 from .recipe_maker import RecipeMaker
 from .router import Router
+from .side_files import all_side_files
 from .sites import sites
 from .sources import Model, Part, parts
 from .tokenization import models_of_tokens, plan_tokenization
@@ -68,7 +69,7 @@ def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:
         base=base,
         recipes=made.recipes,
         model_config=tokens.settings(model_config),
-        side_files={name: size for name, size in base.checkpoint.side_files.items() if not tokens.replaces(name)},
+        side_files={name: size for name, size in all_side_files(base.checkpoint).items() if not tokens.replaces(name)},
         written_files=tokens.files,
         layers=len(layers),
         notes=(*notes, *made.notes),

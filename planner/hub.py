@@ -50,6 +50,13 @@ class HubRepository:
 
     def sizes(self) -> Mapping[str, int]:
         """Files that stand directly in the repository; offline, those of them that are in the cache."""
+        return {name: size for name, size in self._every().items() if "/" not in name}
+
+    def below(self, folder: str) -> Mapping[str, int]:
+        """Of them, too, those that are in the cache where the Hub is away."""
+        return {name: size for name, size in self._every().items() if name.startswith(f"{folder}/")}
+
+    def _every(self) -> Mapping[str, int]:
         if self._listed is None:
             self._listed = self._list(self._commit)
         return self._listed.sizes
@@ -134,7 +141,7 @@ class HubRepository:
 
     def _size(self, name: str) -> int:
         try:
-            return self.sizes()[name]
+            return self._every()[name]
         except KeyError:
             raise CheckpointError(f"{self.label}/{name}: not there") from None
 

@@ -11,11 +11,12 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ..errors import CheckpointError
 from .hub_errors import FAILURES, unreachable
+from .store import inner_path
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Files that stand directly in the repository, with their sizes; offline, those of them that are in the cache."""
+    """A repository's files by their paths, with their sizes; offline, those of them that are in the cache."""
 
     commit: str
     sizes: Mapping[str, int]
@@ -38,7 +39,7 @@ def _list_online(name: str, revision: str | None, label: str) -> Listing:
     info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=timeout)
     sizes: dict[str, int] = {}
     for file in info.siblings or []:
-        if "/" in file.rfilename or "\\" in file.rfilename:
+        if not inner_path(file.rfilename):
             continue
         if file.size is None:
             raise CheckpointError(f"{label}/{file.rfilename}: {constants.ENDPOINT} does not say how large it is")
@@ -57,5 +58,6 @@ def _list_cached(name: str, revision: str | None) -> Listing | None:
         if partial is None:
             return None
         folder = Path(partial)
-    sizes = {entry.name: entry.stat().st_size for entry in sorted(folder.iterdir()) if entry.is_file()}
+    files = [(entry.relative_to(folder).as_posix(), entry) for entry in sorted(folder.rglob("*")) if entry.is_file()]
+    sizes = {name: entry.stat().st_size for name, entry in files if inner_path(name)}
     return Listing(folder.name, sizes, online=False)

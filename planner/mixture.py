@@ -26,6 +26,7 @@ from .prompt_tokens import tokenizer_of
 from .recipe import Recipe, Source, expert_recipe
 from .reference import ModelReference
 from .router import Prompts, Router
+from .side_files import all_side_files
 from .sources import Model
 from .tokenization import Tokenization, models_of_tokens, plan_tokenization
 
@@ -80,7 +81,7 @@ def compile_mixture(
         base=base,
         recipes=recipes,
         model_config=tokens.settings(settings),
-        side_files={name: size for name, size in base.checkpoint.side_files.items() if not tokens.replaces(name)},
+        side_files={name: size for name, size in all_side_files(base.checkpoint).items() if not tokens.replaces(name)},
         written_files=tokens.files,
         layers=builder.router.layers,
         notes=(*notes, *builder.notes),

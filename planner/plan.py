@@ -28,6 +28,7 @@ from .recipe import Recipe, files_of
 from .router import ROUTER, Router, check_routers
 from .schedule import Schedule, schedule
 from .shards import OutputPlace, Shard, lay_out
+from .side_files import notes as side_notes
 from .sizes import format_size
 from .sources import Model
 from .stages import alone, as_checkpoint
@@ -198,10 +199,8 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
     notes = [*config.notes, *models.notes, *merge.notes, *(router.said() for router in routers)]
     for name, stage in merges.items():
         notes += [*config.stages[name].notes, *(f"stage {name}: {note}" for note in stage.notes)]
-    custom = sorted(name for name in merge.base.checkpoint.store.sizes() if name.endswith(".py"))
-    if custom:
-        notes.append(f"{merge.base.reference} brings code of its own ({', '.join(custom)}), which is neither run nor copied")
     copied = {name: size for name, size in merge.side_files.items() if name not in merge.written_files}
+    notes += side_notes(str(merge.base.reference), merge.base.checkpoint.store.sizes(), copied)
     return Plan(
         config=config,
         options=options,

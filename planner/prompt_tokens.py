@@ -12,7 +12,8 @@ from .tokenizer_files import is_tokenizer_file
 
 def tokenizer_of(checkpoint: Checkpoint) -> Mapping[str, bytes]:
     """The tokenizer's files by name, and as much of config.json as says whose it is. Raises CheckpointError without them."""
-    files = {name: checkpoint.store.read(name) for name in sorted(checkpoint.side_files) if is_tokenizer_file(name)}
+    names = [name for name in sorted(checkpoint.side_files) if is_tokenizer_file(name) and "/" not in name]
+    files = {name: checkpoint.store.read(name) for name in names}
     if not any(name.endswith(("tokenizer.json", ".model", "vocab.json", "vocab.txt")) for name in files):
         raise CheckpointError(
             f"{checkpoint.label}: has no tokenizer, which prompts need: put its tokenizer.json and tokenizer_config.json "

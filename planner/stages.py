@@ -28,7 +28,13 @@ class _StageFiles:
     commit: str | None = None
 
     def sizes(self) -> Mapping[str, int]:
-        return {**self.base.sizes(), **{name: len(data) for name, data in self.written.items()}}
+        return {**self.base.sizes(), **{name: len(data) for name, data in self.written.items() if "/" not in name}}
+
+    def below(self, folder: str) -> Mapping[str, int]:
+        return {
+            **self.base.below(folder),
+            **{name: len(data) for name, data in self.written.items() if name.startswith(f"{folder}/")},
+        }
 
     def read(self, name: str) -> bytes:
         return self.written[name] if name in self.written else self.base.read(name)

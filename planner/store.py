@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -21,7 +21,13 @@ class Store(Protocol):
     """The pinned revision, for a store that has revisions."""
 
     def sizes(self) -> Mapping[str, int]:
-        """Every file by its name relative to the model, with its bytes."""
+        """Every file that stands directly in the model, by its name, with its bytes."""
+
+    def below(self, folder: str) -> Mapping[str, int]:
+        """Every file in a folder of the model and in folders of that, by its path from the model (`1_Pooling/config.json`).
+
+        Hidden ones, and hidden folders, are left out.
+        """
 
     def read(self, name: str) -> bytes:
         """A small file, whole."""
@@ -48,6 +54,19 @@ class Store(Protocol):
 MAX_SMALL_FILE = 128 << 20
 """The largest tokenizers have a quarter of it."""
 
+MOST_FILES = 1000
+"""Files that may go along with a model's weights; the largest models have some dozens."""
+
+_LONGEST_PATH = 180
+"""Bytes of a path: short enough that it fits a single file name with its slashes written otherwise."""
+
+
+def inner_path(name: str) -> bool:
+    """Whether a name, a stranger's, leads to a file of a folder, or of a folder in it that is not hidden, and nowhere else."""
+    odd = not name.isprintable() or set(name) & set("\\:") or len(name.encode("utf-8", "replace")) > _LONGEST_PATH
+    parts = name.split("/")
+    return not odd and all(parts) and not any(part in (".", "..") or (part[0] == "." and len(parts) > 1) for part in parts)
+
 
 class Folder:
     """A model in a folder of this machine, as it stood when it was first looked at: a file that changes later is an error."""
@@ -57,6 +76,7 @@ class Folder:
     def __init__(self, root: Path, label: str) -> None:
         self.root, self.label = root, label
         self._listed: dict[str, FileState] | None = None
+        self._below: dict[str, dict[str, FileState]] = {}
         self._used: dict[str, FileState] = {}
 
     def sizes(self) -> Mapping[str, int]:
@@ -76,6 +96,32 @@ class Folder:
         for entry in files:
             self._check_link(entry)
         return {entry.name: FileState.of(entry.stat()) for entry in files}
+
+    def below(self, folder: str) -> Mapping[str, int]:
+        """Links to folders are not followed; a link to a file is, within the model."""
+        if folder not in self._below:
+            try:
+                self._below[folder] = settled(lambda: dict(sorted(self._walk(self.root / folder))))
+            except OSError as error:
+                raise CheckpointError(f"{self.label}/{folder}: {error.strerror or error}") from None
+        return {name: state.size for name, state in self._below[folder].items()}
+
+    def _walk(self, root: Path) -> Iterator[tuple[str, FileState]]:
+        if root.is_dir() and not root.resolve().is_relative_to(self.root.resolve()):
+            raise CheckpointError(f"{self.label}/{root.name}: a link out of the model's folder: put a copy there instead")
+        count = 0
+        for folder, _, files in os.walk(root):
+            for entry in (Path(folder, file) for file in files):
+                name = entry.relative_to(self.root).as_posix()
+                if not entry.is_file() or any(part.startswith(".") for part in name.split("/")):
+                    continue
+                self._check_link(entry)
+                if not inner_path(name):
+                    raise CheckpointError(f"{self.label}/{name}: the name is too long or odd to be copied: give it another")
+                count += 1
+                if count > MOST_FILES:
+                    raise CheckpointError(f"{self.label}: {root.name} holds more than {MOST_FILES} files")
+                yield name, FileState.of(entry.stat())
 
     def _check_link(self, entry: Path) -> None:
         """A link in a model from a stranger could bring any file of this machine into the result. The Hub's own are let be."""
@@ -115,10 +161,10 @@ class Folder:
 
     def state(self, name: str) -> FileState:
         """As when the folder was first looked at."""
-        try:
-            return self._states()[name]
-        except KeyError:
-            raise CheckpointError(f"{self.label}/{name}: not there") from None
+        for states in (self._states(), *self._below.values()):
+            if name in states:
+                return states[name]
+        raise CheckpointError(f"{self.label}/{name}: not there")
 
     def used(self) -> Mapping[str, FileState]:
         """What was opened."""

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import CheckpointError
 from .catalog import Checkpoint
 from .chat_templates import TEMPLATE_FILE
+from .side_files import TEMPLATES
 from .tokenizer_config import Source
 from .tokenizer_reader import ADDED, SETTINGS, TOKENIZER, Tokenizer, read_map, read_tokenizers, token_text
 from .tokenizer_writer import added_tokens, merged_document, same_vocabulary
@@ -25,6 +26,8 @@ _LISTS = ("additional_special_tokens", "extra_special_tokens")
 def is_tokenizer_file(name: str) -> bool:
     """Whether a side file belongs to the tokenizer, so that it is `tokenizer_files` that says whether it is written."""
     names = (TOKENIZER, SETTINGS, ADDED, SPECIAL_MAP, TEMPLATE_FILE, PROCESSOR_TEMPLATE)
+    if "/" in name:
+        return name.startswith(f"{TEMPLATES}/")
     return name in names or bool(_VOCABULARY.fullmatch(name))
 
 
@@ -77,7 +80,7 @@ def _rewritten(
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         where = f"{template.label}/{TOKENIZER}"
         raise CheckpointError(f"{where}: not as the tokenizers library writes it; save it again with transformers") from None
-    files = {name: data for name, data in kept.items() if name in (TEMPLATE_FILE, PROCESSOR_TEMPLATE)}
+    files = {name: data for name, data in kept.items() if name in (TEMPLATE_FILE, PROCESSOR_TEMPLATE) or "/" in name}
     if same_vocabulary(template, document):
         files |= {name: data for name, data in kept.items() if _VOCABULARY.fullmatch(name)}
     files[TOKENIZER] = _encoded(document, separators=(",", ":"))

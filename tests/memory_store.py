@@ -21,7 +21,10 @@ class Memory:
         self.label, self.files, self.opened = label, files, list[str]()
 
     def sizes(self) -> Mapping[str, int]:
-        return {name: len(data) for name, data in self.files.items()}
+        return {name: len(data) for name, data in self.files.items() if "/" not in name}
+
+    def below(self, folder: str) -> Mapping[str, int]:
+        return {name: len(data) for name, data in self.files.items() if name.startswith(f"{folder}/")}
 
     def read(self, name: str) -> bytes:
         self.opened.append(name)

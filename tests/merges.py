@@ -38,6 +38,16 @@ SIDE = {
     "chat_template.jinja": b"{{ messages }}\r\n",
     "tokenizer.model": bytes(range(256)),
 }
+MODULES = {
+    "modules.json": b"""[{"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"path": "2_Dense", "type": "sentence_transformers.models.Dense"},
+        {"path": "3_Normalize", "type": "sentence_transformers.models.Normalize"}]""",
+    "1_Pooling/config.json": b'{"pooling_mode_cls_token": true}',
+    "2_Dense/config.json": b'{"in_features": 16}',
+    "2_Dense/model.safetensors": bytes(range(200)),
+}
+"""What makes a sentence-transformers model of one."""
 
 
 def small_tensors(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -72,6 +82,7 @@ def write_sides(folder: Path, config: Mapping[str, Any] | None = None, side: Map
     """config.json and what stands beside the weights."""
     (folder / "config.json").write_text(json.dumps(config or CONFIG))
     for name, data in (SIDE if side is None else side).items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
 
 
@@ -165,9 +176,10 @@ def environment() -> dict[str, str]:
 
 
 def hashes(out: Path) -> dict[str, str]:
-    """SHA-256 of every file of a finished result."""
+    """SHA-256 of every file of a finished result, by its path there."""
     assert not (out / ".weft").exists() and not list(out.glob("*.partial")), sorted(path.name for path in out.iterdir())
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def nothing_looks_finished(out: Path, also: Sequence[str] = ()) -> bool:

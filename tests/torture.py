@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 
 from faults import PARTIAL, WRITING, Fault, Injector
-from merges import hashes, linear, plan, recipe, small_tensors, write_model
+from merges import MODULES, SIDE, hashes, linear, plan, recipe, small_tensors, write_model
 from weft.engine.events import Event, Observer, TaskStarted, ignore
 from weft.engine.folder import OutputFolder
 from weft.engine.journal import read_records
@@ -71,7 +71,10 @@ class Report:
 def scenarios(work: Path) -> list[Scenario]:
     """A merge into nothing, and three ways to change a finished result."""
     large = {"lm_head.weight": torch.linspace(-1, 1, 32_000).view(2000, 16)}  # many pages, which may be written past the cache
-    base, other = (write_model(work / name, small_tensors(seed) | large) for seed, name in enumerate(("base", "other")))
+    sides = SIDE | MODULES, SIDE
+    base, other = (
+        write_model(work / name, small_tensors(seed) | large, side=sides[seed]) for seed, name in enumerate(("base", "other"))
+    )
     slerp, ties = recipe("slerp", base, other), recipe("dare_ties", base, other)
     changed = {**slerp, "parameters": {"t": [{"filter": "mlp", "value": 0.7}, {"value": 0.4}]}}
     made = [
@@ -252,9 +255,9 @@ class Trials:
         known = [self.scenario.expected, *([self.scenario.earlier] if self.scenario.earlier else [])]
         if self.out.is_dir() and OutputFolder(self.out).manifest() is not None:
             files = {
-                path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-                for path in self.out.iterdir()
-                if path.is_file() and path.suffix != ".partial"
+                path.relative_to(self.out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in self.out.rglob("*")
+                if path.is_file() and path.suffix != ".partial" and OutputFolder(self.out).work not in path.parents
             }
             if files not in known:
                 yield f"says that it is complete, and is neither result: {sorted(files)}"

@@ -16,7 +16,8 @@ from safetensors.torch import save
 from cli.models import INDEX, SHARDS, write_model
 from memory_store import Memory, torch_saved
 from weft.errors import CheckpointError
-from weft.planner.catalog import PICKLE_INDEX, InputTensor, is_side_file, open_checkpoint
+from weft.planner.catalog import PICKLE_INDEX, InputTensor, open_checkpoint
+from weft.planner.side_files import is_side_file
 from weft.planner.store import Folder
 
 ONE = save({"a": torch.ones(2), "b": torch.ones(2, dtype=torch.bfloat16)})
@@ -108,8 +109,16 @@ def test_what_is_not_whole(files: dict[str, bytes], says: str) -> None:
         ("qwen.tiktoken", True),
         ("config.json", False),
         ("README.md", False),
-        ("LICENSE", False),
-        ("LICENSE.txt", False),
+        ("LICENSE", True),
+        ("LICENSE.txt", True),
+        ("UNLICENSE", True),
+        ("Llama-License.py", False),
+        ("license.py", False),
+        ("NOTICE", True),
+        ("COPYING", True),
+        ("USE_POLICY.md", True),
+        ("noticeable.bin", False),
+        ("licensed", False),
         (".gitattributes", False),
         ("model.safetensors", False),
         (INDEX, False),
@@ -117,7 +126,6 @@ def test_what_is_not_whole(files: dict[str, bytes], says: str) -> None:
         ("training_args.bin", False),
         ("modeling_x.py", False),
         ("weft.json", False),
-        ("original/params.json", False),
         ("model.onnx", False),
     ],
 )

@@ -17,12 +17,14 @@ import torch
 from safetensors.torch import save_file
 
 from hub_server import HubServer
+from merges import MODULES
 from weft.errors import CheckpointError, DiskError
 from weft.planner.catalog import InputTensor, open_checkpoint
 from weft.planner.hub import HubRepository
 from weft.planner.locate import locate
 from weft.planner.reference import parse_reference
 from weft.planner.remote_file import remote_file
+from weft.planner.side_files import all_side_files
 
 NAME = "org/tiny"
 Use = Callable[..., None]
@@ -153,6 +155,26 @@ def test_what_is_downloaded_is_there_offline(tmp_path: Path, use: Use, offline: 
             path = cached.path(file.name)
             assert path is not None and path.read_bytes() == (folder / file.name).read_bytes()
             assert file.identity.startswith(store.identity(file.name))
+
+
+def test_files_in_folders(tmp_path: Path, use: Use) -> None:
+    folder = model(tmp_path / "m")
+    for name, data in {**MODULES, "onnx/model.json": b"", "1_Pooling/.hidden/x": b""}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    wanted = {"tokenizer.json", *MODULES}
+    with HubServer({NAME: folder}) as hub:
+        use(hub.url)
+        store = HubRepository(NAME, None, None)
+        assert not any("/" in name for name in store.sizes())
+        checkpoint = open_checkpoint(store)
+        found = all_side_files(checkpoint)
+        assert set(found) == wanted and found["1_Pooling/config.json"] == len(MODULES["1_Pooling/config.json"])
+        store.download([*wanted, *(file.name for file in checkpoint.files)], quiet=True)
+    use(unused_endpoint(), offline=True)
+    cached = HubRepository(NAME, None, None)
+    assert set(all_side_files(open_checkpoint(cached))) == wanted
+    assert {name: cached.read(name) for name in MODULES} == MODULES
 
 
 def test_a_stopped_download_goes_on_with_what_is_missing(tmp_path: Path, use: Use) -> None:

@@ -111,11 +111,6 @@ def test_layers_are_numbered_anew(slices: str, layers: list[int]) -> None:
     assert made.model_config["num_hidden_layers"] == made.layers == len(layers) + 1
 
 
-def test_custom_code_is_noted() -> None:
-    Path("a/modeling_a.py").write_text("raise SystemExit")
-    assert any("modeling_a.py" in note and "neither run nor copied" in note for note in plan().notes)
-
-
 def test_integers_are_copied_from_the_base() -> None:
     for name in ("c", "d"):
         write_model(Path(name), tensors() | {"model.position_ids": torch.arange(1 << 12)})
