@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from ..engine.events import BytesRead, Event, MemoryHeld, Observer, RunStarted, TensorDurable, TensorWritten, ignore
-from ..planner.sizes import format_size
+from ..engine.events import BytesRead, Event, MemoryHeld, Observer, PhaseStarted, RunStarted, TensorDurable, TensorWritten, ignore
+from ..planner.estimate import estimate_seconds
+from ..planner.sizes import format_duration, format_size
 
 EVERY = 5.0
 """Seconds between plain lines."""
+
+WIDE = 110
+"""Columns from which on the live display has room for the pool."""
+
+TRUSTED = 0.1
+"""The share of a merge after which its own speed says how long the rest takes; before that the plan's estimate has a say."""
 
 
 def in_notebook() -> bool:
@@ -28,16 +35,15 @@ def progress(*, quiet: bool, verbose: bool) -> Iterator[Observer]:
     console = Console(stderr=True, highlight=False)
     if quiet:
         yield ignore
-    elif console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None):  # with which rich draws there
+    elif _live(console):
         bar = Progress(
-            TextColumn("{task.fields[tensors]}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[memory]}"),
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[facts]}", markup=False),
             console=console,
             transient=True,
+            expand=True,
         )
         with bar:
             yield _Live(bar)
@@ -45,12 +51,33 @@ def progress(*, quiet: bool, verbose: bool) -> Iterator[Observer]:
         yield _Lines(Console(stderr=True, highlight=False, soft_wrap=True), verbose)
 
 
-class _Counts:
-    """Running totals of a run's events."""
+def _live(console: Console) -> bool:
+    """Whether the display can be drawn over; in notebooks rich needs ipywidgets for that."""
+    if console.is_jupyter:
+        return find_spec("ipywidgets") is not None
+    return console.is_terminal and not console.is_dumb_terminal
 
-    def __init__(self) -> None:
+
+def remaining_seconds(expected: float, elapsed: float, done: float) -> float:
+    """Seconds that are left of a run of which the share `done` is done; `expected` are the seconds that the plan gave all of it.
+
+    At first little is known but the plan's estimate; the more is done, the more the run's own speed counts.
+    """
+    if done <= 0:
+        return max(expected - elapsed, 0.0)
+    trust = min(done / TRUSTED, 1.0)
+    return (1 - done) * ((1 - trust) * expected + trust * elapsed / done)
+
+
+class _Counts:
+    """Running totals of a run's events. `clock` returns seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.total = self.durable = self.tensors = 0
-        self.total_bytes = self.written = self.held = self.pool = self.read = 0
+        self.total_bytes = self.written = self.held = self.pool = self.read = self.before = 0
+        self.expected = 0.0
+        self.begin = clock()
 
     def take(self, event: Event) -> None:
         match event:
@@ -58,6 +85,8 @@ class _Counts:
                 self.tensors, self.durable = len(plan.recipes), reused
                 self.total_bytes = sum(place.nbytes for place in plan.places)
                 self.written, self.pool = reused_bytes, plan.schedule.arena
+                self.before, self.begin = reused_bytes, self._clock()
+                self.expected = estimate_seconds(plan) * (1 - reused_bytes / max(self.total_bytes, 1))
             case TensorWritten(_, nbytes):
                 self.written += nbytes
             case TensorDurable():
@@ -66,6 +95,17 @@ class _Counts:
                 self.held = nbytes
             case BytesRead(nbytes):
                 self.read += nbytes
+
+    def tensors_done(self) -> str:
+        return f"{self.durable}/{self.tensors} tensors"
+
+    def speed(self) -> str:
+        """`1.2 GiB of 13.5 GiB, 480.0 MiB/s, 25.8 s left`."""
+        elapsed, new = self._clock() - self.begin, self.written - self.before
+        share = new / max(self.total_bytes - self.before, 1)
+        left = remaining_seconds(self.expected, elapsed, share)
+        rate = f", {format_size(new / max(elapsed, 1e-3))}/s" if new else ""
+        return f"{format_size(self.written)} of {format_size(self.total_bytes)}{rate}, {format_duration(left)} left"
 
     def memory(self) -> str:
         return f"{format_size(self.held)} of {format_size(self.pool)} pool"
@@ -76,15 +116,21 @@ class _Live:
 
     def __init__(self, bar: Progress) -> None:
         self.bar, self.counts = bar, _Counts()
-        self.task: TaskID | None = None
+        self.task = bar.add_task("starting", total=None, facts="")
 
     def __call__(self, event: Event) -> None:
         self.counts.take(event)
-        if isinstance(event, RunStarted):
-            self.task = self.bar.add_task("merge", total=self.counts.total_bytes, tensors="", memory="")
-        if self.task is not None:
-            tensors = f"{self.counts.durable}/{self.counts.tensors} tensors"
-            self.bar.update(self.task, completed=self.counts.written, tensors=tensors, memory=self.counts.memory())
+        if isinstance(event, PhaseStarted):
+            self.bar.update(self.task, description=event.what, total=None, facts="", refresh=True)
+        elif self.counts.tensors:
+            facts = self.counts.speed() + (f"  {self.counts.memory()}" if self.bar.console.width >= WIDE else "")
+            self.bar.update(
+                self.task,
+                description=self.counts.tensors_done(),
+                total=self.counts.total_bytes,
+                completed=self.counts.written,
+                facts=facts,
+            )
 
 
 class _Lines:
@@ -92,25 +138,20 @@ class _Lines:
 
     def __init__(self, console: Console, verbose: bool) -> None:
         self.console, self.verbose, self.counts = console, verbose, _Counts()
-        self.begin = self.last = time.monotonic()
-        self.before = 0
+        self.last = time.monotonic()
 
     def __call__(self, event: Event) -> None:
         self.counts.take(event)
         now = time.monotonic()
         if isinstance(event, RunStarted):
-            self.before = self.counts.written
             if event.reused:
                 self.console.print(
                     f"{event.reused} of {self.counts.tensors} tensors are done already ({format_size(event.reused_bytes)})"
                 )
+        elif self.verbose and isinstance(event, PhaseStarted):
+            self.console.print(event.what, markup=False)
         elif self.verbose and isinstance(event, TensorWritten):
             self.console.print(f"written {event.name} ({format_size(event.nbytes)})", markup=False)
-        elif now - self.last >= EVERY:
+        elif now - self.last >= EVERY and self.counts.tensors:
             self.last = now
-            rate = (self.counts.written - self.before) / max(now - self.begin, 1e-3)
-            left = f", {(self.counts.total_bytes - self.counts.written) / rate:.0f} s left" if rate else ""
-            self.console.print(
-                f"{self.counts.durable}/{self.counts.tensors} tensors, {format_size(self.counts.written)} of "
-                f"{format_size(self.counts.total_bytes)}, {format_size(rate)}/s{left}, {self.counts.memory()}"
-            )
+            self.console.print(f"{self.counts.tensors_done()}, {self.counts.speed()}, {self.counts.memory()}", markup=False)

@@ -19,6 +19,13 @@ class RunStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class PhaseStarted:
+    """The run does `what` now, in words for people: what comes before its tasks, or behind them."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskStarted:
     """A task was given to the threads: "load", "compute", "save" or "copy", known by `kind` and `task`, for a tensor."""
 
@@ -118,7 +125,7 @@ class Summary:
         return asdict(self)
 
 
-Event = RunStarted | TaskStarted | TaskEnded | BytesRead | TensorWritten | TensorDurable | MemoryHeld | RunFinished
+Event = PhaseStarted | RunStarted | TaskStarted | TaskEnded | BytesRead | TensorWritten | TensorDurable | MemoryHeld | RunFinished
 
 
 class Observer(Protocol):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .events import BytesRead, Event, MemoryHeld, RunFinished, RunStarted, Summary, TensorDurable, TensorWritten
+from .events import BytesRead, Event, MemoryHeld, PhaseStarted, RunFinished, RunStarted, Summary, TensorDurable, TensorWritten
 
 SAMPLES = 600
 """Samples that are kept at most."""
@@ -29,8 +29,8 @@ class Recorder:
 
     def __call__(self, event: Event) -> None:
         """Count an event, and sample the counts now and then."""
-        if isinstance(event, RunFinished) and event.summary.already_complete:
-            return  # there was no run to report
+        if isinstance(event, PhaseStarted) or (isinstance(event, RunFinished) and event.summary.already_complete):
+            return  # nothing that is measured
         if self._begin is None:
             self._begin = self._clock()
         now = self._clock() - self._begin

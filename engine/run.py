@@ -16,7 +16,7 @@ from ..planner.side_files import is_weights
 from ..planner.store import Store
 from .carry import carry_over
 from .device import own_threads, peak_device_memory, reset_device_memory
-from .events import Observer, Routing, RunFinished, RunStarted, Summary, ignore
+from .events import Observer, PhaseStarted, Routing, RunFinished, RunStarted, Summary, ignore
 from .executor import Executor
 from .finish import check_shards, companions, is_complete, pieces
 from .folder import OutputFolder, claim, drop_partials, durable, folders_of, refuse_inputs
@@ -96,14 +96,17 @@ def _run_locked(
     try:
         _check_places(plan, folder, old)
         _check_space(plan, folder, made)
+        observer(PhaseStarted("opening the models"))
         inputs = fetch(plan, quiet)
     except BaseException:
         folder.withdraw()
         raise
+    observer(PhaseStarted("reserving disk space"))
     drop_partials(folder, [plan.shards[index].name for index in made])
     sync_folder(folder.root.parent)
     sync_folder(folder.root)  # partial shards without a work folder beside them would be anybody's
     done = _make(plan, folder, earlier, made, inputs, observer, show_routing)
+    observer(PhaseStarted("checking the result"))
     check_shards(plan, folder, earlier.kept)
     summary = _summary(plan, done.records, done.bytes_read, done.reused, time.monotonic() - begin, done.memory)
     summary = replace(summary, warnings=router_warnings(plan, folder.work), routings=done.routings)
@@ -151,6 +154,8 @@ def _make(
             for record in carry_over(copies, shard_of, sink, journal, observer):
                 records[numbers[record.name]] = record
             graph, schedule = remaining(plan, [n for n in range(len(plan.recipes)) if n not in records])
+            if plan.routers:
+                observer(PhaseStarted("making the router"))
             routings = prepare_routers(plan, folder.work, inputs, show=show_routing)
             executor = Executor(plan, graph, schedule, inputs, sink, journal, observer)
             complete = False
