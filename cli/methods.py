@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-def methods() -> None:
+from . import options as o
+
+if TYPE_CHECKING:
+    from ..ops.declare import Method
+
+
+def methods(json: o.Json = False) -> None:
     """List the merge methods and their parameters."""
+    if json:
+        import json as serializer
+
+        from ..ops.registry import methods as all_methods
+
+        print(serializer.dumps({name: describe_method(method) for name, method in all_methods().items()}, indent=2))
+        return
+    _show()
+
+
+def describe_method(method: Method) -> dict[str, Any]:
+    """A method's declaration as plain data for programs. Keys are stable; new ones may be added."""
+    low, high = method.models
+    return {
+        "summary": method.summary,
+        "source": method.source,
+        "version": method.version,
+        "base_model": method.base.name.lower(),
+        "models": {"at_least": low, "at_most": high},
+        "parameters": [asdict(parameter) for parameter in method.parameters],
+    }
+
+
+def _show() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ..ops.declare import BaseRole, Method, Parameter
+    from ..ops.declare import BaseRole, Parameter
     from ..ops.registry import methods as declared
     from .terminal import console as terminal
 

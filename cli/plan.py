@@ -63,13 +63,20 @@ def plan(
     chosen = "cuda" if (cuda or gpu_rich) and device is None else device
     wishes = o.Wishes(ram, vram, chosen, workers, out_shard_size, seed, copy_tokenizer, lenient)
     compiled = o.compile_plan(config, wishes)
-    from ..planner.describe import describe, write_graph
+    from ..planner.describe import write_graph
     from ..planner.saved import save_plan
 
     if graph is not None:
         write_graph(compiled, graph)
     if save is not None:
         save_plan(compiled, save)
+    show(compiled, out, report, json=json, verbose=verbose, quiet=quiet)
+
+
+def show(compiled: Plan, out: Path | None, report: Path | None, *, json: bool, verbose: bool, quiet: bool) -> None:
+    """Print a plan, for people or for programs, and draw its report where one is wanted."""
+    from ..planner.describe import describe
+
     if report is not None:
         _report(compiled, out, report)
     if json:

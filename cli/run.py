@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as serializer
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,8 +35,11 @@ def run(
     lenient: o.Lenient = None,
     strict: Annotated[bool, typer.Option("--strict", help="Publish no result that has NaN or Inf values (exit code 2).")] = False,
     log_json: Annotated[
-        Path | None, typer.Option(help="Append what happens to a file, one JSON object a line.", show_default=False)
+        Path | None,
+        typer.Option(help="Append what happens to a file, one JSON object a line; - prints it.", show_default=False),
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the summary for programs (docs/results.md).")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and do nothing: the same as weft plan.")] = False,
     show_routing: Annotated[
         bool, typer.Option("--show-routing", help="Of a mixture of experts: show where its router would send each prompt.")
     ] = False,
@@ -71,6 +75,15 @@ def run(
     plan = o.compile_plan(config, wishes)
     if show_routing and not plan.routers:
         raise ConfigError(f"--show-routing: {config} makes no mixture of experts: leave it out")
+    if dry_run:
+        from .plan import show
+
+        show(plan, out, report, json=json, verbose=verbose, quiet=quiet)
+        return
+    printing = log_json is not None and str(log_json) == "-"
+    if json and printing:
+        raise ConfigError("--json and --log-json - both print for programs: choose one; the log's last line has the summary too")
+    silent = quiet or json or printing
     from ..engine.events import both
     from ..engine.log import json_log
     from ..engine.run import run as execute
@@ -78,12 +91,14 @@ def run(
     from .render import say_plan, show_summary
     from .routing import show_routings
 
-    if not quiet:
+    if not silent:
         say_plan(plan, verbose=verbose)
     with _reported(plan, out, report) as recorder, json_log(log_json) as log, progress(quiet=quiet, verbose=verbose) as shown:
         observer = both(recorder, both(shown, log))
         summary = execute(plan, out, observer, quiet=quiet, strict=strict, show_routing=show_routing)
-    if quiet:
+    if json:
+        print(serializer.dumps(summary.to_dict(), indent=2))
+    if silent:
         return
     if summary.already_complete:
         print(f"{out} holds the complete result of this merge already: nothing to do")

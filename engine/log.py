@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
@@ -29,12 +30,15 @@ LOG_VERSION = 1
 
 @contextmanager
 def json_log(path: Path | None) -> Iterator[Observer]:
-    """An observer that appends one line an event to a file; one that does nothing without a file.
+    """An observer that appends one line an event to a file, or to standard output for "-"; one that does nothing without a file.
 
     Raises OutputError where the file cannot be opened.
     """
     if path is None:
         yield ignore
+        return
+    if str(path) == "-":
+        yield _Log(sys.stdout)
         return
     try:
         file = path.open("a", encoding="utf-8", buffering=1)
@@ -94,3 +98,4 @@ class _Log:
 
     def _write(self, event: str, **values: Any) -> None:
         self._file.write(json.dumps({"event": event, "time": round(time.time(), 6), **values}) + "\n")
+        self._file.flush()  # standard output may be a pipe to whoever waits for the line

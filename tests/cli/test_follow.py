@@ -62,3 +62,23 @@ def test_a_strict_run_of_finite_numbers(tmp_path: Path) -> None:
     config = write_config(tmp_path / "config.yaml", linear(*write_two(tmp_path)))
     assert weft("run", config, tmp_path / "out", "-q", "--strict").code == 0
     assert weft("run", config, tmp_path / "out", "--strict").code == 0
+
+
+def test_a_run_for_a_script(tmp_path: Path) -> None:
+    config, out = write_config(tmp_path / "config.yaml", recipe("ties", *write_two(tmp_path))), tmp_path / "out"
+    planned = json.loads(weft("run", config, out, "--dry-run", "--json").out)
+    assert planned["tensors"] == 9 and not out.exists()
+    assert "9; tasks:" in weft("run", config, out, "--dry-run").out and not out.exists()
+    first = json.loads(weft("run", config, out, "--json").out)
+    again = json.loads(weft("run", config, out, "--json").out)
+    assert first.keys() == again.keys() and (first["computed"], again["computed"]) == (9, 0)
+    assert (first["already_complete"], again["already_complete"]) == (False, True)
+    (line,) = weft("run", config, out, "--log-json", "-").out.splitlines()
+    assert json.loads(line)["event"] == "finished"
+    assert "choose one" in weft("run", config, out, "--json", "--log-json", "-").line
+
+
+def test_the_methods_for_a_script() -> None:
+    found = json.loads(weft("methods", "--json").out)
+    assert found["ties"]["base_model"] == "required" and found["slerp"]["models"] == {"at_least": 2, "at_most": 2}
+    assert {parameter["name"] for parameter in found["ties"]["parameters"]} >= {"weight", "density"}

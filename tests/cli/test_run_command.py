@@ -62,7 +62,7 @@ def test_now_and_then_a_line_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("weft.cli.progress.EVERY", 0.0)
     outcome = weft("run", "merge.yaml", "out")
     number = r"[\d.]+"
-    line = rf"\d+/15 tensors, {number} \w+ of {number} KiB, {number} \w+/s(, \d+ s left)?, {number} \w+ of {number} \w+ pool"
+    line = rf"\d+/15 tensors, {number} \w+ of {number} KiB(, {number} \w+/s)?, {number} s left, {number} \w+ of {number} \w+ pool"
     lines = outcome.err.splitlines()
     assert len(lines) > 15
     assert [text for text in lines if not re.fullmatch(line, text)] == []
@@ -98,9 +98,9 @@ def test_a_parameter_without_effect_is_noted() -> None:
 
 
 def on_a_terminal(*arguments: str) -> tuple[int, str]:
-    """Exit code, and all that a terminal of 120 columns was sent."""
+    """Exit code, and all that a terminal of 80 columns was sent."""
     main_end, terminal = pty.openpty()
-    ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
     environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "CI")}
     process = subprocess.Popen(
         [sys.executable, "-m", "weft", *arguments],
@@ -130,7 +130,9 @@ def test_on_a_terminal_a_bar_is_drawn_and_cleared() -> None:
     code, seen = on_a_terminal("run", "merge.yaml", "out")
     assert code == 0, seen
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen)
-    assert re.search(r"\d+/9 tensors .*\d MiB.* of [\d.]+ MiB pool", plain), plain
+    assert re.search(r"\d+/9 tensors .*[\d.]+ MiB of [\d.]+ MiB.*, [\d.]+ s left", plain), plain
+    assert "opening the models" in plain and "reserving disk space" in plain, "from the first second on"
+    assert max(len(line) for line in re.split(r"[\r\n]", plain) if "━" in line) <= 80
     assert "\x1b[2K" in seen and "\x1b[?25h" in seen, "cleared at the end, and the cursor is back"
     assert re.search(r"done in [\d.]+ s: out", plain) and "9 of 9 tensors" in plain
 
@@ -283,6 +285,20 @@ def test_help_has_an_example_that_works(command: str) -> None:
     assert match and match[1] == (command or "run")
     for config in re.findall(r"configs/\S+", match[2]):
         assert (Path(__file__).parents[2] / config).is_file()
+
+
+@pytest.mark.parametrize("command", ["", "plan", "run", "explain", "inspect", "diff", "verify", "status", "methods"])
+def test_help_is_readable_in_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = weft(*filter(None, [command]), "-h").out
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 80 and "..." not in shown.split("Example:")[0].replace("[ARGS]...", "")
+    lonely = [line for line in lines if len(line.split()) == 1 and not line.endswith(":")]
+    assert len(lonely) <= len(lines) / 5, "words stand beside each other, not one below the other"
+
+
+def test_completion_can_be_installed() -> None:
+    assert "--install-completion" in weft("--help").out
 
 
 def test_help_hides_the_flags_of_other_tools_and_shows_its_own() -> None:
