@@ -99,6 +99,8 @@ def _tree(made: Made, source: str) -> Tree:
             branch.add(escape(_origin(parameter, source, made.t)))
         for one in made.inputs:
             fill_input(branch, one, made.t)
+        if made.left_out:
+            branch.add(f"… {made.left_out}")
 
     def fill_input(branch: Tree, one: Stored | Made, t: float | None) -> None:
         inner = branch.add(_stored(one) if isinstance(one, Stored) else _title(one))

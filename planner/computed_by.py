@@ -13,7 +13,7 @@ from dataclasses import replace
 from .graph import copies_bytes
 from .kernels import kernel_of
 from .memory import Budget
-from .recipe import Recipe
+from .recipe import Recipe, computed_inputs
 
 
 def processor(budget: Budget) -> str | None:
@@ -31,7 +31,11 @@ class Stamp:
 
     def all(self, recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
         """The recipes, with their digests, as they are computed here."""
-        return tuple(map(self._one, recipes)) if self._by else tuple(recipes)
+        if not self._by:
+            return tuple(recipes)
+        for inner in computed_inputs(recipes):  # inputs before what uses them, so that no walk is deep
+            self._one(inner)
+        return tuple(map(self._one, recipes))
 
     def _one(self, recipe: Recipe) -> Recipe:
         if copies_bytes(recipe, kernel_of(recipe)):

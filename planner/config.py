@@ -104,7 +104,8 @@ class MergeConfig(_Body):
 
 
 class LoadedConfig:
-    """A config with its text and line numbers; `error` points into the text. `stages` are the other documents, by name.
+    """A config with its text and line numbers; `error` points into the text. `stages` are the other documents, by name, each
+    behind those that it uses.
 
     A `mixture` of experts is a config of its own; then `merge` says what it has in common with a merge: models, tokenizer, dtype.
     `lenient`: what other tools read over is no error; `notes` say what was read over so far.
@@ -217,7 +218,7 @@ def _with_stages(loaded: list[LoadedConfig]) -> LoadedConfig:
             raise config.error(("name",), f"two documents have the name '{name}'")
         if name is not None:
             stages[name] = config
-    used = {path for config in loaded for path in _model_paths(config.document.value)}
+    used = {name for config in loaded for name, _ in _model_paths(config.document.value)}
     results = [config for config in loaded if config.merge.name not in used]
     if not results:
         raise loaded[0].error(("name",), "the stages go in a circle: every document is used by another one")
@@ -226,38 +227,48 @@ def _with_stages(loaded: list[LoadedConfig]) -> LoadedConfig:
             (),
             f"{len(results)} documents are used by no other, and only one can be the result: use this one, or remove it",
         )
-    lost = set(stages) - _reached(results[0], stages) - {results[0].merge.name}
+    result = results[0]
+    order = _order(result, stages)
+    lost = [name for name in stages if name not in order and name != result.merge.name]
     if lost:
-        first = min(lost, key=list(stages).index)
-        raise stages[first].error(("name",), f"the result does not use the document '{first}', which goes in a circle")
-    results[0].stages = {name: config for name, config in stages.items() if config is not results[0]}
-    return results[0]
+        raise stages[lost[0]].error(("name",), f"the result does not use the document '{lost[0]}', which goes in a circle")
+    result.stages = {name: stages[name] for name in order}
+    return result
 
 
-def _reached(result: LoadedConfig, stages: Mapping[str, LoadedConfig]) -> set[str]:
-    """The names of the documents that a result is made of."""
-    found: set[str] = set()
-    waiting = [result]
+def _order(result: LoadedConfig, stages: Mapping[str, LoadedConfig]) -> dict[str, None]:
+    """The names of the documents that a result is made of, each behind those that it uses."""
+    found: dict[str, None] = {}
+    waiting = [(result, _model_paths(result.document.value))]  # not by recursion: they may follow one another in any number
     while waiting:
-        for path in _model_paths(waiting.pop().document.value):
-            if path in stages and path not in found:
-                found.add(path)
-                waiting.append(stages[path])
+        config, used = waiting[-1]
+        name, path = next(((name, path) for name, path in used if name in stages and name not in found), (None, ()))
+        if name is None:
+            waiting.pop()
+            if waiting:
+                assert config.merge.name is not None, "only the result may have no name"
+                found[config.merge.name] = None
+            continue
+        open_now = [other.merge.name for other, _ in waiting]
+        if name in open_now:
+            circle = [*open_now[open_now.index(name) :], name]
+            raise config.error(path, f"the stages go in a circle: {' → '.join(map(str, circle))}")
+        waiting.append((stages[name], _model_paths(stages[name].document.value)))
     return found
 
 
-def _model_paths(value: Any) -> Iterator[str]:
-    """Every model that a document names, without revision and adapter."""
+def _model_paths(value: Any, at: Path = ()) -> Iterator[tuple[str, Path]]:
+    """Every model that a document names, without revision and adapter, and the key where it does."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if key in ("model", "base_model", "source_model", "path") and isinstance(item, str):
                 with suppress(ValueError):
-                    yield parse_reference(item).model.path
+                    yield parse_reference(item).model.path, (*at, key)
             else:
-                yield from _model_paths(item)
+                yield from _model_paths(item, (*at, key))
     elif isinstance(value, list):
-        for item in value:
-            yield from _model_paths(item)
+        for i, item in enumerate(value):
+            yield from _model_paths(item, (*at, i))
 
 
 _EXPECTED = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..ops.declare import Fallback
+from .graph import Compute
 from .plan import Plan
 
 START_UP = 3.0
@@ -20,7 +22,15 @@ def estimate_seconds(plan: Plan) -> float:
     """Seconds of a run: reading, computing and writing overlap, so the slowest decides."""
     read = sum(plan.bytes_read().values()) / READ_RATE
     write = plan.bytes_written / WRITE_RATE
+    return START_UP + max(read, write, _work(plan) / plan.options.budget.workers)
+
+
+def _work(plan: Plan) -> float:
+    """Seconds one worker computes, of every task: what is computed again for another pass counts each time."""
     work = 0.0
-    for recipe, kernel in zip(plan.all_recipes, plan.kernels, strict=True):
-        work += recipe.arguments.size * len(recipe.inputs) * (MAP_COST + STATISTIC_COST * kernel.passes)
-    return START_UP + max(read, write, work / plan.options.budget.workers)
+    for _, task in plan.graph.nodes(data="task"):
+        if isinstance(task, Compute) and not plan.spare(task):
+            recipe, kernel = plan.all_recipes[task.recipe], plan.kernels[task.recipe]
+            passes = sum(not isinstance(kernel.statistics[index], Fallback) for index in task.passes)
+            work += task.count * len(recipe.inputs) * (MAP_COST * task.maps + STATISTIC_COST * passes)
+    return work

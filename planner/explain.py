@@ -19,6 +19,8 @@ from .sites import sites
 
 EXPLANATION_VERSION = 1
 _LISTED = 8
+_DEPTH = 40
+"""Results within each other that are shown; what is further in is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Made:
     """A result: of a method, a copy, an adapter, or rows laid out anew; `stage` is the document it is from, if not the last.
 
     `parameters` are its own as an input of something else, `shared` those of its method; `t` is None where there is none.
+    `left_out` says why its inputs are not shown, if they are not: they stand above already, or there are too many levels.
     """
 
     tensor: str
@@ -54,6 +57,7 @@ class Made:
     inputs: tuple[Stored | Made, ...]
     shared: tuple[Origin, ...]
     parameters: tuple[Origin, ...]
+    left_out: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,7 @@ def explain(plan: Plan, number: int) -> Explanation:
     place = plan.places[number]
     return Explanation(
         source=plan.config.document.source,
-        made=_made(plan, recipe, ()),
+        made=_made(plan, recipe, (), set(), 0),
         elements=recipe.arguments.size,
         tiles=max((task.tiles for task in computes if task.recipe == number), default=1),
         passes=sum(kernel.passes for kernel in tree.kernels),
@@ -148,9 +152,13 @@ def _origins(plan: Plan, stage: str, recipe: Recipe) -> Origins | None:
     return origins(config, merge.method, site) if site else None
 
 
-def _made(plan: Plan, recipe: Recipe, parameters: Sequence[Origin]) -> Made:
+def _made(plan: Plan, recipe: Recipe, parameters: Sequence[Origin], shown: set[str], depth: int) -> Made:
+    """`shown`: the results that stand above already, by their digests."""
+    left_out = "as above" if recipe.digest in shown else "further stages" if depth > _DEPTH else None
+    shown.add(recipe.digest)
     document = _document(plan, recipe)
     found = _origins(plan, *document) if document else None
+    each = found.inputs if found else ((),) * len(recipe.inputs)
     method, summary = _what(recipe)
     return Made(
         tensor=recipe.name,
@@ -161,16 +169,19 @@ def _made(plan: Plan, recipe: Recipe, parameters: Sequence[Origin]) -> Made:
         shape=recipe.shape,
         rounded_first=recipe.cast,
         t=found.t if found else None,
-        inputs=tuple(_inputs(plan, recipe, found.inputs if found else ((),) * len(recipe.inputs))),
+        inputs=() if left_out else tuple(_inputs(plan, recipe, each, shown, depth + 1)),
         shared=found.shared if found else (),
         parameters=tuple(parameters),
+        left_out=left_out,
     )
 
 
-def _inputs(plan: Plan, recipe: Recipe, each: Sequence[tuple[Origin, ...]]) -> Iterator[Stored | Made]:
+def _inputs(
+    plan: Plan, recipe: Recipe, each: Sequence[tuple[Origin, ...]], shown: set[str], depth: int
+) -> Iterator[Stored | Made]:
     for source, parameters in zip(recipe.inputs, each, strict=True):
         if isinstance(source, Recipe):
-            yield _made(plan, source, parameters)
+            yield _made(plan, source, parameters, shown, depth)
         else:
             tensor = source.tensor if isinstance(source, MappedRows) else source
             moved = sum(run.count for run in source.runs) if isinstance(source, MappedRows) else None

@@ -21,7 +21,7 @@ from ..errors import BudgetError
 from ..ops.declare import Kernel
 from .catalog import InputTensor
 from .dtypes import ITEM_SIZES
-from .recipe import MappedRows, Recipe
+from .recipe import MappedRows, Recipe, computed_inputs
 
 PAGE = 4096
 STREAM_TILE = 32 << 20
@@ -117,17 +117,8 @@ class Tree:
 
 def tree_of(number: int, recipes: Sequence[Recipe], kernels: Sequence[Kernel], inner: Mapping[str, int]) -> Tree:
     """The tree of output recipe `number`; `inner` numbers the computed inputs by their digests."""
-    found: dict[int, None] = {}
-
-    def visit(n: int) -> None:
-        if n not in found:
-            for source in recipes[n].inputs:
-                if isinstance(source, Recipe):
-                    visit(inner[source.digest])
-            found[n] = None
-
-    visit(number)
-    return Tree(tuple(found), tuple(recipes[n] for n in found), tuple(kernels[n] for n in found))
+    numbers = (*(inner[recipe.digest] for recipe in computed_inputs([recipes[number]])), number)
+    return Tree(numbers, tuple(recipes[n] for n in numbers), tuple(kernels[n] for n in numbers))
 
 
 def tile_elements(tree: Tree, capacity: int) -> int:
@@ -190,7 +181,7 @@ def build_graph(
     trees = [tree_of(number, recipes, kernels, inner) for number in numbers]
     if trees:  # the tensor that asks for most first, so that what its error names is enough for all
         tile_elements(max(trees, key=_least_bytes), capacity)
-    builder = _Builder(inner)
+    builder = _Builder(recipes, kernels, inner)
     for tree in trees:
         builder.add(tree, capacity)
     return builder.graph
@@ -210,9 +201,9 @@ class _Tile:
 class _Builder:
     """Adds one tree after another to the graph."""
 
-    def __init__(self, inner: Mapping[str, int]) -> None:
+    def __init__(self, recipes: Sequence[Recipe], kernels: Sequence[Kernel], inner: Mapping[str, int]) -> None:
         self.graph: nx.DiGraph[int] = nx.DiGraph()
-        self.inner = inner
+        self.recipes, self.kernels, self.inner = recipes, kernels, inner
         self.loads: dict[tuple[object, ...], int] = {}
 
     def add(self, tree: Tree, capacity: int) -> None:
@@ -236,12 +227,22 @@ class _Builder:
         self, tree: Tree, number: int, index: int, tiles: list[tuple[int, int, int, int]], gathered: dict[int, int]
     ) -> None:
         """One pass of one recipe's statistics: its tiles follow each other, so that the last one stands for all."""
+        below = tree_of(number, self.recipes, self.kernels, self.inner)
         before = gathered.get(number)
         for start, count, tile_index, total in tiles:
             tile = _Tile(start, count, tile_index, total, f"{number}.{index}")
-            before = self._compute(tree, number, (index,), False, tile, gathered, {}, before)
+            values = self._values(tree, below.numbers[:-1], tile, gathered)
+            before = self._compute(tree, number, (index,), False, tile, values, before)
         assert before is not None
         gathered[number] = before
+
+    def _values(self, tree: Tree, numbers: Sequence[int], tile: _Tile, gathered: Mapping[int, int]) -> dict[int, int]:
+        """For each of these computed inputs, in their order, the Compute that fills its buffer for this tile."""
+        values: dict[int, int] = {}
+        for number in numbers:
+            passes = self._passes(tree, number, tile)
+            values[number] = self._compute(tree, number, passes, True, tile, values, gathered.get(number))
+        return values
 
     def _compute(
         self,
@@ -250,15 +251,14 @@ class _Builder:
         passes: tuple[int, ...],
         maps: bool,
         tile: _Tile,
-        gathered: Mapping[int, int],
-        values: dict[int, int],
+        values: Mapping[int, int],
         after: int | None,
     ) -> int:
-        """Add a Compute with all that fills its inputs; `values` are the computed inputs that this tile has already."""
+        """Add a Compute with the loads of its inputs; `values` has the computed ones."""
         at = tree.numbers.index(number)
         recipe, kernel = tree.recipes[at], tree.kernels[at]
         used = tuple(
-            self._value(tree, self.inner[source.digest], tile, gathered, values)
+            values[self.inner[source.digest]]
             if isinstance(source, Recipe)
             else self._load(source, position in kernel.whole, tile)
             for position, source in enumerate(recipe.inputs)
@@ -273,16 +273,10 @@ class _Builder:
             self.graph.add_edge(after, node)
         return node
 
-    def _value(self, tree: Tree, number: int, tile: _Tile, gathered: Mapping[int, int], values: dict[int, int]) -> int:
-        """The Compute that fills the buffer of a computed input, once a tile."""
-        if number not in values:
-            passes = self._passes(tree, number, tile)
-            values[number] = self._compute(tree, number, passes, True, tile, gathered, values, gathered.get(number))
-        return values[number]
-
     def _save(self, tree: Tree, tile: _Tile, gathered: Mapping[int, int]) -> int:
         number, recipe = tree.numbers[-1], tree.output
-        node = self._compute(tree, number, self._passes(tree, number, tile), True, tile, gathered, {}, gathered.get(number))
+        values = self._values(tree, tree.numbers[:-1], tile, gathered)
+        node = self._compute(tree, number, self._passes(tree, number, tile), True, tile, values, gathered.get(number))
         item = ITEM_SIZES[recipe.dtype]
         save = self.graph.number_of_nodes()
         task = Save(number, tile.start * item, tile.count * item)

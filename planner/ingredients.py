@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..ops.registry import methods
-from .recipe import MappedRows, Recipe, Source
+from .recipe import MappedRows, Recipe, Source, computed_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,15 @@ _SETTINGS = ("method", "version", "dtype", "cast", "models", "shared", "base", "
 
 
 def ingredients_of(recipe: Recipe) -> Ingredients:
-    """What a recipe is made of."""
+    """What a recipe is made of. What several of its inputs are made of is one object."""
+    made: dict[str, Ingredients] = {}
+    for inner in computed_inputs([recipe]):
+        made[inner.digest] = _ingredients(inner, made)
+    return _ingredients(recipe, made)
+
+
+def _ingredients(recipe: Recipe, made: Mapping[str, Ingredients]) -> Ingredients:
+    """The same, of what its computed inputs are made of."""
     known, arguments = methods(), recipe.arguments
     seed, found, _ = arguments.stream.partition("\0")
     return Ingredients(
@@ -69,14 +77,14 @@ def ingredients_of(recipe: Recipe) -> Ingredients:
         base=arguments.base,
         seed=seed if found else None,
         special=_short(repr(recipe.special)) if recipe.special is not None else None,
-        inputs=tuple(_ingredient(source) for source in recipe.inputs),
+        inputs=tuple(_ingredient(source, made) for source in recipe.inputs),
         computed_by=recipe.computed_by,
     )
 
 
-def _ingredient(source: Source) -> Ingredient:
+def _ingredient(source: Source, made: Mapping[str, Ingredients]) -> Ingredient:
     if isinstance(source, Recipe):
-        return Ingredient("", "", "", source.name, "", ingredients_of(source))
+        return Ingredient("", "", "", source.name, "", made[source.digest])
     if isinstance(source, MappedRows):
         file = source.tensor.file
         rows = _short(json.dumps([(run.first_new, run.first_old, run.count) for run in source.runs]))
@@ -98,16 +106,28 @@ class Tables:
 
     def entry(self, made_of: Ingredients) -> dict[str, Any]:
         """A tensor's entry; what it shares with others goes into the tables."""
+        known: dict[int, dict[str, Any]] = {}  # entries of computed inputs, by what these are made of
+        waiting = [made_of]
+        while waiting:
+            last = waiting[-1]
+            inner = [item.computed for item in last.inputs if item.computed is not None and id(item.computed) not in known]
+            if inner:
+                waiting += inner
+            else:
+                known[id(waiting.pop())] = self._entry(last, known)
+        return known[id(made_of)]
+
+    def _entry(self, made_of: Ingredients, known: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         common = json.dumps({name: getattr(made_of, name) for name in _SETTINGS}, separators=(",", ":"))
         return {
             "settings": self.settings.setdefault(common, len(self.settings)),
             "shape": list(made_of.shape),
-            "inputs": [self._input(ingredient) for ingredient in made_of.inputs],
+            "inputs": [self._input(ingredient, known) for ingredient in made_of.inputs],
         }
 
-    def _input(self, ingredient: Ingredient) -> int | list[int | str]:
+    def _input(self, ingredient: Ingredient, known: Mapping[int, Mapping[str, Any]]) -> int | list[int | str]:
         if ingredient.computed is not None:
-            entry = json.dumps([ingredient.name, self.entry(ingredient.computed)], separators=(",", ":"))
+            entry = json.dumps([ingredient.name, known[id(ingredient.computed)]], separators=(",", ":"))
             return self.computed.setdefault(entry, len(self.computed))
         file = (ingredient.model, ingredient.file, ingredient.identity)
         number = self.files.setdefault(file, len(self.files))
@@ -124,14 +144,37 @@ class Tables:
 
 def decode(tables: Mapping[str, Sequence[Any]], entry: Mapping[str, Any]) -> Ingredients:
     """The reverse of `Tables.entry`. Raises KeyError, IndexError, TypeError or ValueError for what no writer of ours wrote."""
+    made: dict[int, tuple[str, Ingredients]] = {}
+    for number in sorted(_computed(tables, entry)):  # each needs only what stands before it
+        name, inner = tables["computed"][number]
+        made[number] = name, _decoded(tables, inner, made)
+    return _decoded(tables, entry, made)
+
+
+def _computed(tables: Mapping[str, Sequence[Any]], entry: Mapping[str, Any]) -> set[int]:
+    """The numbers of all computed inputs that an entry needs, also within others."""
+    found: set[int] = set()
+    waiting = [(len(tables["computed"]), entry)]
+    while waiting:
+        number, holder = waiting.pop()
+        for item in (item for item in holder["inputs"] if isinstance(item, int)):
+            if not 0 <= item < number:
+                raise ValueError("a computed input that needs itself")
+            if item not in found:
+                found.add(item)
+                waiting.append((item, tables["computed"][item][1]))
+    return found
+
+
+def _decoded(
+    tables: Mapping[str, Sequence[Any]], entry: Mapping[str, Any], made: Mapping[int, tuple[str, Ingredients]]
+) -> Ingredients:
     common = tables["settings"][entry["settings"]]
 
     def source(item: Any) -> Ingredient:
         if isinstance(item, int):
-            name, inner = tables["computed"][item]
-            if inner.get("inputs") is not None and any(isinstance(i, int) and i >= item for i in inner["inputs"]):
-                raise ValueError("a computed input that needs itself")
-            return Ingredient("", "", "", name, "", decode(tables, inner))
+            name, inner = made[item]
+            return Ingredient("", "", "", name, "", inner)
         model, file, identity = tables["files"][item[0]]
         return Ingredient(model, file, identity, item[1], item[2] if len(item) > 2 else "", None)
 

@@ -30,6 +30,7 @@ class Models:
         self._opened: dict[ModelReference, Model] = {}
         self._named: dict[ModelReference, None] = {}
         self._compiling: list[str] = []
+        self._compiled: dict[str, Checkpoint] = {}
         self.stores: dict[str, Store] = {}
         self.notes: list[str] = []
 
@@ -37,6 +38,11 @@ class Models:
         """The model named at `path` of a config. Raises ConfigError for stages that go in a circle, else CheckpointError."""
         self._named[reference] = None
         return self._open(config, reference, path)
+
+    def compile_stages(self) -> None:
+        """Compile the stages one after the other, so that none has to wait within another: they may be many."""
+        for name in self._stages:
+            self._compile_stage(name)
 
     def _open(self, config: LoadedConfig, reference: ModelReference, path: Path) -> Model:
         if reference not in self._opened:
@@ -76,11 +82,16 @@ class Models:
         if name in self._compiling:
             circle = " → ".join([*self._compiling[self._compiling.index(name) :], name])
             raise config.error(path, f"the stages go in a circle: {circle}")
-        self._compiling.append(name)
-        try:
-            return self._compile(self._stages[name])
-        finally:
-            self._compiling.pop()
+        return self._compile_stage(name)
+
+    def _compile_stage(self, name: str) -> Checkpoint:
+        if name not in self._compiled:
+            self._compiling.append(name)
+            try:
+                self._compiled[name] = self._compile(self._stages[name])
+            finally:
+                self._compiling.pop()
+        return self._compiled[name]
 
     def _adapted(self, label: str, base: Checkpoint, location: Location) -> Checkpoint:
         """A checkpoint in which the tensors that the adapter changes are computed."""

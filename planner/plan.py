@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,7 +24,7 @@ from .kernels import kernel_of
 from .memory import PIPELINE, Budget, Division, divide
 from .mixture import compile_mixture
 from .models import Models
-from .recipe import Recipe, files_of
+from .recipe import Recipe, computed_inputs, files_of
 from .router import ROUTER, Router, check_routers
 from .schedule import Schedule, schedule
 from .shards import OutputPlace, Shard, lay_out
@@ -179,11 +179,12 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
         return as_checkpoint(stage.merge.name or "", compiled)
 
     models = Models(options.commits, config.stages, compile_stage)
+    models.compile_stages()
     merge = _compile(config, models, options)
     routers = tuple({router.digest: router for router in (*routers_of_stages, *merge.routers)}.values())
     check_routers(routers, options.budget)
     recipes = merge.recipes
-    inner = _inner(recipes)
+    inner = computed_inputs(recipes)
     kernels = tuple(kernel_of(recipe) for recipe in (*recipes, *inner))
     division = _divide((*recipes, *inner), kernels, options.budget)
     limit = options.budget.ram
@@ -193,7 +194,7 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
     stamp = Stamp(options.budget, division.blocks)
     stamped = {name: replace(made, recipes=stamp.all(made.recipes)) for name, made in {**merges, "": merge}.items()}
     recipes = stamped[""].recipes
-    inner = _inner(recipes)
+    inner = computed_inputs(recipes)
     graph, order = _schedule(recipes, inner, kernels, range(len(recipes)), options.budget, division, limit)
     shards, places = lay_out(recipes, options.shard_size)
     notes = [*config.notes, *models.notes, *merge.notes, *(router.said() for router in routers)]
@@ -247,21 +248,6 @@ def remaining(plan: Plan, numbers: Sequence[int]) -> tuple[nx.DiGraph[int], Sche
     return _schedule(plan.recipes, plan.inner, plan.kernels, numbers, plan.options.budget, plan.division, plan.limit)
 
 
-def _inner(recipes: Iterable[Recipe]) -> tuple[Recipe, ...]:
-    """All computed inputs, each once, inputs before what uses them."""
-    found: dict[str, Recipe] = {}
-
-    def visit(recipe: Recipe) -> None:
-        for source in recipe.inputs:
-            if isinstance(source, Recipe) and source.digest not in found:
-                visit(source)
-                found[source.digest] = source
-
-    for recipe in recipes:
-        visit(recipe)
-    return tuple(found.values())
-
-
 def _divide(recipes: Sequence[Recipe], kernels: Sequence[Kernel], budget: Budget) -> Division:
     """The budget's parts; bytes that are only moved need neither scratch nor statistics."""
     pairs = zip(recipes, kernels, strict=True)
@@ -280,7 +266,7 @@ def _largest_alone(stages: Sequence[Sequence[Recipe]], budget: Budget) -> int:
     most = 0
     for stage in stages:
         recipes = alone(stage, results)
-        inner = _inner(recipes)
+        inner = computed_inputs(recipes)
         every = (*recipes, *inner)
         kernels = tuple(kernel_of(recipe) for recipe in every)
         division = _divide(every, kernels, budget)

@@ -69,10 +69,29 @@ def differences(before: Ingredients | None, now: Ingredients) -> tuple[Reason, .
     """Why `now` does not make what `before` made; at least one reason. None: there was no such tensor."""
     if before is None:
         return (Reason("new"),)
-    return tuple(dict.fromkeys(_differences(before, now))) or (Reason("recipe"),)
+    return tuple(dict.fromkeys(_all_differences(before, now))) or (Reason("recipe"),)
 
 
-def _differences(before: Ingredients, now: Ingredients) -> Iterator[Reason]:
+def _all_differences(before: Ingredients, now: Ingredients) -> Iterator[Reason]:
+    """Those of the tensor and of all that is computed for it, each pair once."""
+    met: set[tuple[int, int]] = set()
+    waiting = [_differences(before, now)]
+    while waiting:
+        found = next(waiting[-1], None)
+        if found is None:
+            waiting.pop()
+        elif isinstance(found, Reason):
+            yield found
+        elif (pair := (id(found[0]), id(found[1]))) not in met:
+            met.add(pair)
+            waiting.append(_differences(*found))
+
+
+_Pair = tuple[Ingredients, Ingredients]
+"""What two computed inputs are made of, before and now."""
+
+
+def _differences(before: Ingredients, now: Ingredients) -> Iterator[Reason | _Pair]:
     if before.method != now.method:
         yield Reason("method", "", before.method, now.method)
         yield from _inputs(before, now)
@@ -104,7 +123,7 @@ def _parameters(before: Mapping[str, float], now: Mapping[str, float]) -> Iterat
             yield Reason("parameter", name, before.get(name), now.get(name))
 
 
-def _inputs(before: Ingredients, now: Ingredients) -> Iterator[Reason]:
+def _inputs(before: Ingredients, now: Ingredients) -> Iterator[Reason | _Pair]:
     if len(before.inputs) != len(now.inputs):
         yield Reason("tokens") if now.method == ROWS else Reason("models", "", _models(before.inputs), _models(now.inputs))
         return
@@ -113,7 +132,7 @@ def _inputs(before: Ingredients, now: Ingredients) -> Iterator[Reason]:
             moved = [side.computed.method for side in (old, new) if side.computed is not None] == [ROWS]
             yield Reason("tokens") if moved else Reason("models", "", _models(before.inputs), _models(now.inputs))
         elif old.computed is not None and new.computed is not None:
-            yield from _differences(old.computed, new.computed)
+            yield old.computed, new.computed
         elif old.identity != new.identity and old.model != new.model:
             yield Reason("models", "", _models(before.inputs), _models(now.inputs))
         elif old.identity != new.identity and (old.file == new.file or old.name == new.name):

@@ -85,12 +85,33 @@ class Recipe:
     computed_by: str | None = None
 
     def leaves(self) -> Iterator[InputTensor]:
-        """Every tensor that is read for this one, also for inputs that are computed themselves."""
-        for source in self.inputs:
-            if isinstance(source, Recipe):
-                yield from source.leaves()
-            else:
+        """Every tensor that is read for this one, also for inputs that are computed themselves: for each of these once."""
+        met: set[str] = set()
+        waiting: list[Source] = [*reversed(self.inputs)]
+        while waiting:  # not by recursion: stages may follow one another in any number, and use one more than once
+            source = waiting.pop()
+            if not isinstance(source, Recipe):
                 yield source.tensor if isinstance(source, MappedRows) else source
+            elif source.digest not in met:
+                met.add(source.digest)
+                waiting.extend(reversed(source.inputs))
+
+
+def computed_inputs(recipes: Iterable[Recipe]) -> tuple[Recipe, ...]:
+    """All that is computed for these recipes, each once, inputs before what uses them."""
+    found: dict[str, Recipe] = {}
+    for recipe in recipes:
+        waiting = [(recipe, iter(recipe.inputs))]
+        while waiting:
+            last, inputs = waiting[-1]
+            source = next((s for s in inputs if isinstance(s, Recipe) and s.digest not in found), None)
+            if source is not None:
+                waiting.append((source, iter(source.inputs)))
+                continue
+            waiting.pop()
+            if waiting:
+                found.setdefault(last.digest, last)
+    return tuple(found.values())
 
 
 def files_of(recipes: Iterable[Recipe]) -> tuple[WeightFile, ...]:

@@ -63,23 +63,18 @@ def parameter_values(plan: Plan, rows: Rows) -> list[dict[str, Any]]:
 
 def _merged(plan: Plan) -> Iterator[tuple[str, Recipe]]:
     """Every recipe that a method makes, with the stage it belongs to: those of the result first."""
-    stages: dict[str, tuple[str, Recipe]] = {}
-
-    def visit(recipe: Recipe, merge: str) -> None:
-        for position, source in enumerate(recipe.inputs):
-            if not isinstance(source, Recipe) or source.digest in stages:
-                continue
-            own = source.special is None  # an adapter or moved rows belong to the merge that uses them
-            name = recipe.sources[position] if own and position < len(recipe.sources) else merge
-            if own and source.method:
-                stages[source.digest] = (name, source)
-            visit(source, name)
-
+    merge_of: dict[str, str] = {}
     for recipe in plan.recipes:
         if recipe.method:
             yield "", recipe
-        visit(recipe, "")
-    yield from stages.values()
+    for recipe in (*plan.recipes, *reversed(plan.inner)):  # what uses an input comes before it
+        for position, source in enumerate(recipe.inputs):
+            if isinstance(source, Recipe) and source.digest not in merge_of:
+                own = source.special is None  # an adapter or moved rows belong to the merge that uses them
+                named = own and position < len(recipe.sources)
+                merge_of[source.digest] = recipe.sources[position] if named else merge_of.get(recipe.digest, "")
+                if own and source.method:
+                    yield merge_of[source.digest], source
 
 
 def settings(recipe: Recipe) -> Iterator[tuple[str | None, str, float]]:

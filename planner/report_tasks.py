@@ -6,7 +6,7 @@ many tiles there are. Tensors whose groups look alike share one *pattern*.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ class TensorTasks:
 def tensor_tasks(plan: Plan) -> list[TensorTasks]:
     """One item for each output tensor, in order."""
     graph = plan.graph
-    stages = _stage_names(plan.recipes)
+    stages = _stage_names((*plan.recipes, *reversed(plan.inner)))
     parts: list[list[int]] = [[] for _ in plan.recipes]
     saves: list[list[int]] = [[] for _ in plan.recipes]
     for node, data in graph.nodes(data=True):
@@ -128,18 +128,13 @@ def _work(plan: Plan, number: int, task: Compute, stages: Mapping[str, str]) -> 
     return name, f"pass {task.passes[0] + 1}" + (" if needed" if plan.spare(task) else "")
 
 
-def _stage_names(recipes: tuple[Recipe, ...]) -> dict[str, str]:
+def _stage_names(recipes: Iterable[Recipe]) -> dict[str, str]:
     """The stages of computed inputs, by digest, as the config names them."""
     found: dict[str, str] = {}
-
-    def visit(recipe: Recipe) -> None:
-        for name, source in _named_inputs(recipe):
-            if source.digest not in found and source.special is None:
-                found[source.digest] = name
-            visit(source)
-
     for recipe in recipes:
-        visit(recipe)
+        for name, source in _named_inputs(recipe):
+            if source.special is None:
+                found.setdefault(source.digest, name)
     return found
 
 

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,12 @@ from weft.engine.events import Event, Observer, Summary, TensorDurable, ignore
 from weft.engine.run import run
 from weft.errors import BudgetError, CheckpointError, ConfigError, Interrupted
 from weft.planner.config import load_config
+from weft.planner.estimate import START_UP, estimate_seconds
+from weft.planner.explain import explain
 from weft.planner.graph import Compute
+from weft.planner.ingredients import Tables, decode, ingredients_of
 from weft.planner.plan import Plan, make_plan
+from weft.planner.reasons import Reason, differences
 
 ROOT = Path(__file__).parents[1]
 Document = dict[str, Any]
@@ -524,3 +529,53 @@ def test_the_documented_example(tmp_path: Path, models: dict[str, str]) -> None:
     merge(config, tmp_path / "out")
     assert hashlib.sha256((tmp_path / "out" / "config.json").read_bytes()).hexdigest()
     assert [name for name, _ in weft.merge(made)] and len(set(digests)) == len(digests)
+
+
+# Many stages.
+
+
+def doubled(count: int, method: str = "linear") -> list[Document]:
+    """So many stages, of which each uses the one before twice: 2 ** `count` ways lead from the result to the model."""
+    names = ["a", *(f"s{i}" for i in range(1, count))]
+    parameters = {"density": 0.5} if method == "ties" else {}
+    base = {"base_model": "a"} if method == "ties" else {}
+    stages = [{"merge_method": method, "models": weighted(name, name, **parameters), **base} for name in names]
+    return [*({**stage, "name": name} for stage, name in zip(stages, names[1:], strict=False)), stages[-1]]
+
+
+def test_what_is_used_twice_is_computed_once(models: dict[str, str], tmp_path: Path) -> None:
+    made = plan(text_of(doubled(40), models))
+    assert len(made.inner) == 39 * len(made.recipes)
+    run(made, tmp_path / "out", ignore)
+    edited = plan(text_of([*doubled(40)[:-1], linear("s39", "s39", name="end")], models))
+    entries = {recipe.name: ingredients_of(recipe) for recipe in edited.recipes}
+    before = {recipe.name: ingredients_of(recipe) for recipe in made.recipes}
+    assert all(differences(before[name], now) for name, now in entries.items())
+    explained = json.dumps(asdict(explain(made, 0)))
+    assert explained.count("as above") == 39 and "model.embed_tokens.weight" in explained
+
+
+def test_hundreds_of_stages_in_a_row(models: dict[str, str]) -> None:
+    made = plan(text_of(doubled(300), models), ram=4096 * MIB)
+    assert len(made.inner) == 299 * len(made.recipes) and len(list(made.recipes[0].leaves())) == 2
+    assert decode_all(made) == 299 * len({recipe.digest for recipe in made.recipes})
+    assert "further stages" in json.dumps(asdict(explain(made, 0)))
+
+
+def decode_all(made: Plan) -> int:
+    """How many computed inputs the manifest has, after it was read back."""
+    tables = Tables()
+    entries = [tables.entry(ingredients_of(recipe)) for recipe in made.recipes]
+    stored = json.loads(json.dumps([tables.plain(), entries]))
+    for entry, recipe in zip(entries, made.recipes, strict=True):
+        assert differences(decode(stored[0], entry), ingredients_of(recipe)) == (Reason("recipe"),), "nothing differs"
+    return len(stored[0]["computed"])
+
+
+def test_the_time_counts_what_is_computed_again(models: dict[str, str]) -> None:
+    """In tiles, each pass of a stage's statistics computes the stages before it once more."""
+    text = text_of(doubled(8, "ties"), models)
+    at_once, in_tiles = (plan(text, ram=ram) for ram in (4096 * MIB, smallest(text)))
+    many = [sum(isinstance(task, Compute) for _, task in made.graph.nodes(data="task")) for made in (at_once, in_tiles)]
+    assert many[1] > 4 * many[0]
+    assert estimate_seconds(in_tiles) - START_UP > 4 * (estimate_seconds(at_once) - START_UP)
