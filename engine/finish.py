@@ -13,12 +13,13 @@ from .. import __version__
 from ..errors import CheckpointError, InputChanged, OutputError
 from ..planner.dtypes import ITEM_SIZES
 from ..planner.plan import Plan
+from ..planner.shards import STEMS, weights_stem
 from ..planner.sources import Model
 from ..planner.store import Store, check_state
 from .folder import OutputFolder, missing
 from .manifest import Manifest, checksum_of
 from .shard_writer import PARTIAL
-from .swap import CONFIG, INDEX
+from .swap import CONFIG
 from .system import READ_CHUNK
 
 
@@ -46,7 +47,7 @@ def check_shards(plan: Plan, folder: OutputFolder, kept: Collection[int] = ()) -
 def companions(plan: Plan) -> Iterator[tuple[str, Iterator[bytes]]]:
     """Everything but the shards and the manifest, one file at a time, its bytes in pieces: a module's weights may be large."""
     if len(plan.shards) > 1:
-        yield INDEX, iter([_json(_index(plan))])
+        yield plan.index_name, iter([_json(_index(plan))])
     yield CONFIG, iter([_json(plan.model_config)])
     for name in plan.side_files:
         yield name, _pieces(plan.base.checkpoint.store, name)
@@ -110,7 +111,8 @@ def _index(plan: Plan) -> dict[str, Any]:
 def model_card(plan: Plan) -> str:
     """The README.md of the result: which models, which method, the config itself."""
     hub = [str(model.reference.model.path) for model in plan.models if model.checkpoint.store.commit]
-    front = ["---", *_yaml_list("base_model", hub), "library_name: transformers", "tags:", "- merge", "- weft", "---"]
+    library = "transformers" if weights_stem(plan.model_config) == STEMS[0] else "diffusers"
+    front = ["---", *_yaml_list("base_model", hub), f"library_name: {library}", "tags:", "- merge", "- weft", "---"]
     names = "\n".join(f"- {_link(model)}" for model in plan.models)
     # A fence longer than any run of backquotes in the config cannot be closed by it.
     fence = "`" * max(3, 1 + max((len(run) for run in plan.config.text.split() if set(run) == {"`"}), default=0))

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import OutputError
 from ..planner.plan import Plan
-from ..planner.shards import OutputPlace, Shard
+from ..planner.shards import OutputPlace, Shard, is_shard_name
 from .journal import Record
 from .manifest import MANIFEST, Manifest, read_manifest
 from .shard_writer import PARTIAL
@@ -80,7 +80,7 @@ class OutputFolder:
 
     def close(self) -> None:
         """What the folder should hold is there: remove what only unfinished work needs."""
-        for path in sorted(self.root.glob(f"model*.safetensors{PARTIAL}")):
+        for path in partial_shards(self.root):
             path.unlink()
         for path in sorted(self.work.iterdir(), key=lambda path: (path == self.lock, path == self.intent)):
             path.unlink()
@@ -129,10 +129,16 @@ def missing(root: Path, manifest: Manifest) -> str | None:
     return next((name for name in manifest.files if not (root / name).is_file()), None)
 
 
+def partial_shards(root: Path) -> list[Path]:
+    """Shards that are not complete, of any layout."""
+    found = sorted(root.glob(f"*{PARTIAL}"))
+    return [path for path in found if is_shard_name(path.name.removesuffix(PARTIAL))]
+
+
 def drop_partials(folder: OutputFolder, wanted: Iterable[str]) -> None:
     """Remove partial shards of another layout."""
     names = {name + PARTIAL for name in wanted}
-    for path in sorted(folder.root.glob(f"model*.safetensors{PARTIAL}")):
+    for path in partial_shards(folder.root):
         if path.name not in names:
             path.unlink()
 

@@ -19,7 +19,7 @@ from .device import own_threads, peak_device_memory, reset_device_memory
 from .events import Observer, PhaseStarted, Routing, RunFinished, RunStarted, Summary, ignore
 from .executor import Executor
 from .finish import check_shards, companions, is_complete, pieces
-from .folder import OutputFolder, claim, drop_partials, durable, folders_of, refuse_inputs
+from .folder import OutputFolder, claim, drop_partials, durable, folders_of, partial_shards, refuse_inputs
 from .journal import Facts, Journal, Progress, Record
 from .manifest import MANIFEST, Manifest, checksum_of, manifest
 from .proof import proofs
@@ -259,7 +259,7 @@ def _refuse_nonfinite(out: Path, totals: Mapping[str, int], strict: bool, names:
 def _check_space(plan: Plan, folder: OutputFolder, made: Sequence[int]) -> None:
     """Fail now rather than after hours where the result will not fit; partial shards have their space already."""
     wanted = {plan.shards[index].name + PARTIAL: plan.shards[index].size for index in made}
-    present = {path.name: path.stat().st_size for path in folder.root.glob(f"model*.safetensors{PARTIAL}")}
+    present = {path.name: path.stat().st_size for path in partial_shards(folder.root)}
     needed = sum(max(size - present.get(name, 0), 0) for name, size in wanted.items())
     freed = sum(size for name, size in present.items() if name not in wanted)
     check_disk(folder.root, max(needed - freed, 0) + sum(plan.side_files.values()) + SLACK)

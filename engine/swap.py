@@ -22,7 +22,6 @@ from .manifest import MANIFEST, Manifest, file_name
 from .shard_writer import PARTIAL
 from .system import sync_folder, write_file
 
-INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 
 

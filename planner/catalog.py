@@ -15,8 +15,13 @@ from .quantized import refuse_quantized
 from .side_files import is_weights, known_side_files
 from .store import Store
 
-SAFETENSORS_INDEX = "model.safetensors.index.json"
-PICKLE_INDEX = "pytorch_model.bin.index.json"
+_WEIGHT_FILES = (
+    ("model", ".safetensors"),
+    ("diffusion_pytorch_model", ".safetensors"),
+    ("pytorch_model", ".bin"),
+    ("diffusion_pytorch_model", ".bin"),
+)
+"""What the names of weight files begin with and end in, those that are preferred first."""
 
 
 _LFS = b"version https://git-lfs"
@@ -108,7 +113,8 @@ def read_header(store: Store, name: str, size: int, label: str, *, any_dtype: bo
 
 def _weight_files(store: Store, sizes: Mapping[str, int]) -> tuple[list[str], Mapping[str, str]]:
     """The files that hold the weights, and the index's map from tensor to file (empty without an index)."""
-    for index, pattern in ((SAFETENSORS_INDEX, r"model.*\.safetensors"), (PICKLE_INDEX, r"pytorch_model.*\.bin")):
+    for stem, ending in _WEIGHT_FILES:
+        index = f"{stem}{ending}.index.json"
         if index in sizes:
             weight_map = _weight_map(store, index, sizes)
             for shard in weight_map.values():
@@ -117,7 +123,10 @@ def _weight_files(store: Store, sizes: Mapping[str, int]) -> tuple[list[str], Ma
                         f"{store.label}: missing weights: {index} names {shard}, which is not there; fetch it again"
                     )
             return sorted(set(weight_map.values())), weight_map
-        found = sorted(name for name in sizes if re.fullmatch(pattern, name))
+        found = sorted(name for name in sizes if name.startswith(stem) and name.endswith(ending))
+        plain = f"{stem}{ending}"
+        if plain in found:  # beside which there may be variants, such as model.fp16.safetensors
+            found = [name for name in found if name == plain or not name.startswith(f"{stem}.")]
         if found:
             _complete(store.label, found)
             return found, {}
@@ -148,6 +157,8 @@ def _other_kind(label: str, sizes: Mapping[str, int]) -> str | None:
     gguf = next((name for name in sizes if name.lower().endswith(".gguf")), None)
     if gguf:
         return f"{label}: {gguf} is GGUF, a quantised format: use the model's safetensors release"
+    if "model_index.json" in sizes:
+        return f"{label}: a pipeline of several models: name the folder of one, such as {label}/transformer or {label}/unet"
     if any(name.startswith("adapter_") for name in sizes):
         return f"{label}: this is an adapter, not a model: name it after its base model, as in base+{label}"
     return None

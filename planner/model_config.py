@@ -30,7 +30,7 @@ def merged_config(base: Mapping[str, Any], dtype: str | None, layers: Sequence[L
 
 def _set_dtype(config: dict[str, Any], dtype: str, *, top: bool = False) -> None:
     keys = [key for key in ("torch_dtype", "dtype") if key in config]
-    if not keys and top:
+    if not keys and top and "_class_name" not in config:  # of diffusers, which takes no such key
         keys = ["torch_dtype"]
     for key in keys:
         config[key] = dtype

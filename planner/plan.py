@@ -27,7 +27,7 @@ from .models import Models
 from .recipe import Recipe, computed_inputs, files_of
 from .router import ROUTER, Router, check_routers
 from .schedule import Schedule, schedule
-from .shards import OutputPlace, Shard, lay_out
+from .shards import OutputPlace, Shard, lay_out, weights_stem
 from .side_files import notes as side_notes
 from .sizes import format_size
 from .sources import Model
@@ -104,6 +104,11 @@ class Plan:
     def base_name(self) -> str:
         """The base model as the config names it; where it is a stage, the model whose files the stage has."""
         return str(self.base.reference) if self.base.checkpoint.files else self.base.checkpoint.store.label
+
+    @property
+    def index_name(self) -> str:
+        """The file that says which shard a tensor is in, where there are several."""
+        return f"{weights_stem(self.model_config)}.safetensors.index.json"
 
     @property
     def computes(self) -> bool:
@@ -196,7 +201,7 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
     recipes = stamped[""].recipes
     inner = computed_inputs(recipes)
     graph, order = _schedule(recipes, inner, kernels, range(len(recipes)), options.budget, division, limit)
-    shards, places = lay_out(recipes, options.shard_size)
+    shards, places = lay_out(recipes, options.shard_size, weights_stem(merge.model_config))
     notes = [*config.notes, *models.notes, *merge.notes, *(router.said() for router in routers)]
     for name, stage in merges.items():
         notes += [*config.stages[name].notes, *(f"stage {name}: {note}" for note in stage.notes)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .dtypes import ITEM_SIZES
 from .graph import PAGE
@@ -30,8 +32,24 @@ class OutputPlace:
     nbytes: int
 
 
-def lay_out(recipes: Sequence[Recipe], limit: int) -> tuple[tuple[Shard, ...], tuple[OutputPlace, ...]]:
-    """Fill shards of at most `limit` bytes of tensors, in order; a larger tensor has a shard of its own."""
+STEMS = ("model", "diffusion_pytorch_model")
+"""What the names of weight files begin with: as transformers looks for them, and as diffusers does."""
+
+_SHARD = re.compile(rf"({'|'.join(STEMS)})(-\d+-of-\d+)?\.safetensors")
+
+
+def weights_stem(config: Mapping[str, Any]) -> str:
+    """What the names of a model's weight files begin with, by its config.json: diffusers names a class there in its own way."""
+    return STEMS["_class_name" in config and "model_type" not in config]
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether `lay_out` may give a file this name."""
+    return bool(_SHARD.fullmatch(name))
+
+
+def lay_out(recipes: Sequence[Recipe], limit: int, stem: str = STEMS[0]) -> tuple[tuple[Shard, ...], tuple[OutputPlace, ...]]:
+    """Fill shards of at most `limit` bytes of tensors, in order; a larger tensor has its own. Names begin with `stem`."""
     sizes = [ITEM_SIZES[recipe.dtype] * recipe.arguments.size for recipe in recipes]
     groups: list[list[int]] = [[]]
     filled = 0
@@ -50,7 +68,7 @@ def lay_out(recipes: Sequence[Recipe], limit: int) -> tuple[tuple[Shard, ...], t
         for number in group:
             places[number] = OutputPlace(index, offset, sizes[number])
             offset += sizes[number]
-        name = "model.safetensors" if len(groups) == 1 else f"model-{index + 1:05d}-of-{len(groups):05d}.safetensors"
+        name = f"{stem}.safetensors" if len(groups) == 1 else f"{stem}-{index + 1:05d}-of-{len(groups):05d}.safetensors"
         shards.append(Shard(name, header, offset, tuple(group)))
     return tuple(shards), tuple(places)
 

@@ -16,10 +16,12 @@ from safetensors.torch import save
 from cli.models import INDEX, SHARDS, write_model
 from memory_store import Memory, torch_saved
 from weft.errors import CheckpointError
-from weft.planner.catalog import PICKLE_INDEX, InputTensor, open_checkpoint
+from weft.planner.catalog import InputTensor, open_checkpoint
 from weft.planner.side_files import is_side_file
 from weft.planner.store import Folder
 
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+DIFFUSION = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
 ONE = save({"a": torch.ones(2), "b": torch.ones(2, dtype=torch.bfloat16)})
 TWO = save({"c": torch.ones(3)})
 BIN = torch_saved({"d": torch.ones(4)})
@@ -54,6 +56,15 @@ def message(files: Mapping[str, bytes]) -> str:
         ({"x.safetensors": ONE, "model.safetensors": TWO, INDEX: index(a="x.safetensors")}, ["a", "b"]),
         ({"pytorch_model.bin": TWO, "x.bin": BIN, PICKLE_INDEX: index(d="x.bin")}, ["d"]),
         ({"weights.safetensors": ONE}, ["a", "b"]),
+        ({"model.safetensors": ONE, "model.fp16.safetensors": TWO}, ["a", "b"]),
+        ({"diffusion_pytorch_model.safetensors": ONE, "diffusion_pytorch_model.fp16.safetensors": TWO}, ["a", "b"]),
+        ({"diffusion_pytorch_model.fp16.safetensors": TWO}, ["c"]),
+        ({"diffusion_pytorch_model.bin": BIN}, ["d"]),
+        ({DIFFUSION[0]: ONE, DIFFUSION[1]: TWO}, ["a", "b", "c"]),
+        (
+            {"diffusion_pytorch_model.safetensors.index.json": index(a="x.safetensors"), "x.safetensors": ONE, DIFFUSION[0]: TWO},
+            ["a", "b"],
+        ),
         ({"model.safetensors": ONE, "consolidated.safetensors": TWO, "adapter_model.safetensors": TWO}, ["a", "b"]),
         ({"weights.safetensors": ONE, "consolidated.safetensors": TWO}, ["a", "b"]),
     ],
@@ -70,7 +81,8 @@ def test_which_files_hold_the_weights(files: dict[str, bytes], expected: list[st
         ({SHARDS[0]: ONE, "model-00002-of-00003.safetensors": TWO}, "are shards of different models"),
         ({"model-1-of-99999999999999.safetensors": ONE}, "shard 2 of 99999999999999 is not there"),
         ({"model.safetensors": ONE, SHARDS[0]: TWO}, "stand side by side without an index"),
-        ({"model.safetensors": ONE, "model.fp16.safetensors": ONE}, "stand side by side without an index"),
+        ({"model.fp16.safetensors": ONE, "model.fp32.safetensors": ONE}, "stand side by side without an index"),
+        ({DIFFUSION[0]: ONE}, "shard 2 of 2 is not there"),
         ({"a.safetensors": ONE, "b.safetensors": ONE}, "missing weights"),
         ({"model.safetensors.index.json": b"[]"}, "not a map"),
         ({INDEX: b"\xff"}, "not valid JSON"),
