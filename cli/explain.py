@@ -31,9 +31,10 @@ def explain(
     out_shard_size: o.ShardSize = None,
     seed: o.Seed = None,
     lenient: o.Lenient = None,
+    values: o.Values = None,
 ) -> None:
     """Say where one tensor of a merge comes from: inputs, method, the config line behind each parameter, cost and place."""
-    plan = o.compile_plan(config, o.Wishes(ram, vram, device, workers, out_shard_size, seed, None, lenient))
+    plan = o.compile_plan(config, o.Wishes(ram, vram, device, workers, out_shard_size, seed, None, lenient, values or ()))
     from ..planner.explain import explain as of
     from ..planner.explain import find_tensor
 

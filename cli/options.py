@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,6 +58,15 @@ Lenient = Annotated[
     typer.Option(
         "--lenient/--no-lenient",
         help="Make notes of what other tools read over in a config (unknown keys, parameters that change nothing), not errors.",
+        show_default=False,
+    ),
+]
+Values = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A value in the place of the config's: parameters.t=0.3, models[1].parameters.weight=0.5. Can be given again.",
         show_default=False,
     ),
 ]
@@ -131,6 +140,7 @@ class Wishes:
     seed: int | None
     copy_tokenizer: bool | None
     lenient: bool | None = None
+    values: Sequence[str] = ()
 
 
 def choose_options(wishes: Wishes, saved: Mapping[str, Any], commits: Mapping[str, str]) -> Options:
@@ -165,19 +175,24 @@ def choose_options(wishes: Wishes, saved: Mapping[str, Any], commits: Mapping[st
     )
 
 
-def compile_plan(config: str, wishes: Wishes) -> Plan:
-    """The plan of a config file or of a saved plan. Raises ConfigError, CheckpointError, BudgetError."""
-    from ..planner.config import load_config, read_config
+def compile_plan(config: str, wishes: Wishes, out: Path | None = None) -> Plan:
+    """The plan of a config file or of a saved plan, to be run into `out`. Raises ConfigError, CheckpointError, BudgetError."""
+    from ..errors import ConfigError
+    from ..planner.config import load_config, read_text
+    from ..planner.overrides import override
     from ..planner.plan import make_plan
     from ..planner.saved import check_unchanged, load_saved_plan
 
     if "+" in config and not Path(config).exists():
         text = f"merge_method: passthrough\nmodels:\n- model: {json.dumps(config)}\n"  # an adapter into its base, in one word
-        return make_plan(load_config(text, config), choose_options(wishes, {}, {}))
-    path = find_config(config)
+        return make_plan(load_config(override(text, config, wishes.values), config), choose_options(wishes, {}, {}))
+    path = find_config(config, out)
     saved = load_saved_plan(path)
     if saved is None:
-        return make_plan(read_config(path, lenient=bool(wishes.lenient)), choose_options(wishes, {}, {}))
+        text = override(read_text(path), str(path), wishes.values)
+        return make_plan(load_config(text, str(path), lenient=bool(wishes.lenient)), choose_options(wishes, {}, {}))
+    if wishes.values:
+        raise ConfigError(f"--set {wishes.values[0]}: {path} is a saved plan, which has its config already: save another one")
     lenient = saved.settings["lenient"] if wishes.lenient is None else wishes.lenient
     loaded = load_config(saved.config, saved.source, lenient=lenient)
     plan = make_plan(loaded, choose_options(wishes, saved.settings, saved.commits))
@@ -185,12 +200,14 @@ def compile_plan(config: str, wishes: Wishes) -> Plan:
     return plan
 
 
-def find_config(config: str) -> Path:
+def find_config(config: str, out: Path | None = None) -> Path:
     """The config's path. Raises ConfigError where there is none."""
     from ..errors import ConfigError
 
     path = Path(config)
     try:
+        if path.is_dir() and out is not None and out.is_file():
+            raise ConfigError(f"{config} is a folder and {out} a file: the config comes first, then the folder for the result")
         if path.is_dir():
             raise ConfigError(
                 f"{config} is a folder: the first argument is a config file (YAML) or a plan saved by `weft plan --save`"

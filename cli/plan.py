@@ -33,6 +33,7 @@ def plan(
     seed: o.Seed = None,
     copy_tokenizer: o.CopyTokenizer = None,
     lenient: o.Lenient = None,
+    values: o.Values = None,
     verbose: o.Verbose = False,
     quiet: o.Quiet = False,
     cuda: o.Cuda = False,
@@ -61,8 +62,8 @@ def plan(
 
         check_place(report, out)
     chosen = "cuda" if (cuda or gpu_rich) and device is None else device
-    wishes = o.Wishes(ram, vram, chosen, workers, out_shard_size, seed, copy_tokenizer, lenient)
-    compiled = o.compile_plan(config, wishes)
+    wishes = o.Wishes(ram, vram, chosen, workers, out_shard_size, seed, copy_tokenizer, lenient, values or ())
+    compiled = o.compile_plan(config, wishes, out)
     from ..planner.describe import write_graph
     from ..planner.saved import save_plan
 

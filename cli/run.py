@@ -33,6 +33,7 @@ def run(
     seed: o.Seed = None,
     copy_tokenizer: o.CopyTokenizer = None,
     lenient: o.Lenient = None,
+    values: o.Values = None,
     strict: Annotated[bool, typer.Option("--strict", help="Publish no result that has NaN or Inf values (exit code 2).")] = False,
     log_json: Annotated[
         Path | None,
@@ -71,8 +72,8 @@ def run(
 
         check_place(report, out)
     chosen = "cuda" if (cuda or gpu_rich) and device is None else device
-    wishes = o.Wishes(ram, vram, chosen, workers, out_shard_size, seed, copy_tokenizer, lenient)
-    plan = o.compile_plan(config, wishes)
+    wishes = o.Wishes(ram, vram, chosen, workers, out_shard_size, seed, copy_tokenizer, lenient, values or ())
+    plan = o.compile_plan(config, wishes, out)
     if show_routing and not plan.routers:
         raise ConfigError(f"--show-routing: {config} makes no mixture of experts: leave it out")
     if dry_run:

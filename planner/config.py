@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path as FilePath
@@ -136,17 +137,32 @@ class LoadedConfig:
 
 def read_config(path: FilePath, *, lenient: bool = False) -> LoadedConfig:
     """Read and check the config in file `path`; `lenient` as for load_config. Raises ConfigError."""
+    return load_config(read_text(path), str(path), lenient=lenient)
+
+
+def read_text(path: FilePath) -> str:
+    """The text of a config file, in UTF-8, or in UTF-16 with its mark in front. Raises ConfigError."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ConfigError(f"{path}: more than {MAX_BYTES} bytes are too many for a config")
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file in UTF-8") from None
+        return data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}, line {line}: not in UTF-8{_other_encoding(data)}: save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
-    return load_config(text, str(path), lenient=lenient)
+
+
+def _other_encoding(data: bytes) -> str:
+    """What bytes that are no UTF-8 are probably written in."""
+    if b"\0" in data:
+        return " (UTF-16 without a mark, or no text at all?)"
+    with suppress(UnicodeDecodeError):
+        if any("\u4e00" <= character <= "\u9fff" for character in data.decode("gb18030")):
+            return " (GBK, it seems)"
+    return ""
 
 
 def load_config(text: str, source: str = "config", *, lenient: bool = False) -> LoadedConfig:

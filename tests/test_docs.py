@@ -88,7 +88,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 def test_commands_exist(page: Path) -> None:
     for words in commands(page):
         if words[0].startswith("-"):
-            assert words[0] in ("--help", "--version"), words
+            assert words[0] in ("--help", "--version", "--install-completion"), words
             continue
         assert f"Usage: weft {words[0]}" in weft(words[0], "--help").out, words
         for option in (word for word in words if word.startswith("-")):

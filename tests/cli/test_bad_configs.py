@@ -247,7 +247,7 @@ def test_nesting_without_end() -> None:
 
 def test_what_is_no_text() -> None:
     Path("merge.yaml").write_bytes(b"\xff\xfe\x00")
-    assert weft("run", "merge.yaml", "out").line == "merge.yaml: not a text file in UTF-8"
+    assert weft("run", "merge.yaml", "out").line.startswith("merge.yaml, line 1: not in UTF-8 (UTF-16 without a mark")
     assert "special characters are not allowed" in refused("a: \x07\n")
 
 

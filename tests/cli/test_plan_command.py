@@ -274,3 +274,34 @@ assert not heavy, heavy
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["bytes_written"] > 5 * 2 * side * side
+
+
+# a config as it comes
+
+
+def test_values_in_the_place_of_the_configs() -> None:
+    text = Path("merge.yaml").read_text()
+    changed = weft("plan", "merge.yaml", "--set", "dtype=float32", "--set", "merge_method=linear", "--json")
+    found = json.loads(changed.out)
+    assert (found["dtype"], found["method"]) == ("float32", "linear") and Path("merge.yaml").read_text() == text
+    assert weft("run", "merge.yaml", "out", "--set", "dtype=float32", "-q").code == 0
+    assert "dtype: float32" in json.loads(Path("out/weft.json").read_text())["config"].replace('"', "")
+    assert "nothing to do" in weft("plan", "merge.yaml", "out", "--set", "dtype=float32").out
+    assert weft("plan", "merge.yaml", "--save", "saved.json", "-q").code == 0
+    assert "is a saved plan" in weft("plan", "saved.json", "--set", "dtype=float32").line
+    assert "unknown key 'dtyp'" in weft("plan", "merge.yaml", "--set", "dtyp=float32").line
+
+
+def test_a_config_in_utf_16_is_read_and_one_in_gbk_is_named() -> None:
+    text = "# 合并\n" + Path("merge.yaml").read_text()
+    Path("wide.yaml").write_bytes(text.encode("utf-16"))
+    assert weft("plan", "wide.yaml", "-q").code == 0
+    Path("gbk.yaml").write_bytes(text.encode("gbk"))
+    assert weft("plan", "gbk.yaml").line == "gbk.yaml, line 1: not in UTF-8 (GBK, it seems): save it as UTF-8"
+    Path("nothing.yaml").write_bytes(b"\xff\0\x81")
+    assert "not in UTF-8 (UTF-16 without a mark, or no text at all?)" in weft("plan", "nothing.yaml").line
+
+
+def test_swapped_arguments_are_named() -> None:
+    Path("out").mkdir()
+    assert "the config comes first" in weft("run", "out", "merge.yaml").line
