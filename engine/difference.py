@@ -27,6 +27,7 @@ from ..planner.locate import locate
 from ..planner.memory import OVERHEAD
 from ..planner.reference import parse_reference
 from ..planner.sizes import format_size
+from .fetch import check_downloads
 from .pool import torch_dtype
 from .reader import InputFile, Reader
 
@@ -336,6 +337,7 @@ def fetch(checkpoint: Checkpoint, *, quiet: bool) -> None:
     missing = [file.name for file in checkpoint.files if checkpoint.store.path(file.name) is None]
     if missing:
         checkpoint.store.download(missing, quiet)
+    check_downloads(((checkpoint.store, file.name) for file in checkpoint.files), quiet)
 
 
 def _plain(sums: Sums) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ..planner.plan import Plan
 from ..planner.shards import STEMS, weights_stem
 from ..planner.sources import Model
 from ..planner.store import Store, check_state
+from .fetch import check_downloads
 from .folder import OutputFolder, missing
 from .manifest import Manifest, checksum_of
 from .shard_writer import PARTIAL
@@ -60,6 +61,7 @@ def _pieces(store: Store, name: str) -> Iterator[bytes]:
     """A model's file; one of a Hub model is downloaded first. Raises CheckpointError where it cannot be read or has changed."""
     if store.path(name) is None:
         store.download([name], quiet=True)
+    check_downloads([(store, name)], quiet=True)
     with store.open(name) as file:
         yield from pieces(file, f"{store.label}/{name}")
         if name in store.used():

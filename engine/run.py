@@ -13,11 +13,11 @@ import xxhash
 from ..errors import CheckpointError, Interrupted, OutputError
 from ..planner.plan import Plan, remaining
 from ..planner.side_files import is_weights
-from ..planner.store import Store
 from .carry import carry_over
 from .device import own_threads, peak_device_memory, reset_device_memory
 from .events import Observer, PhaseStarted, Routing, RunFinished, RunStarted, Summary, ignore
 from .executor import Executor
+from .fetch import fetch
 from .finish import check_shards, companions, is_complete, pieces
 from .folder import OutputFolder, claim, drop_partials, durable, folders_of, partial_shards, refuse_inputs
 from .journal import Facts, Journal, Progress, Record
@@ -263,30 +263,6 @@ def _check_space(plan: Plan, folder: OutputFolder, made: Sequence[int]) -> None:
     needed = sum(max(size - present.get(name, 0), 0) for name, size in wanted.items())
     freed = sum(size for name, size in present.items() if name not in wanted)
     check_disk(folder.root, max(needed - freed, 0) + sum(plan.side_files.values()) + SLACK)
-
-
-def fetch(plan: Plan, quiet: bool) -> dict[tuple[str, str], InputFile]:
-    """Download what is not here yet, at the pinned commits; where every input file is, and the state it must stay in."""
-    wanted: dict[str, list[str]] = {}
-    for file in plan.downloaded_files():
-        wanted.setdefault(file.model, []).append(file.name)
-    for label, names in wanted.items():
-        _download(plan.stores[label], names, quiet)
-    _download(plan.base.checkpoint.store, list(plan.side_files), quiet)
-    inputs = {}
-    for file in plan.input_files(everything=True):
-        store = plan.stores[file.model]
-        path = store.path(file.name)
-        if path is None:
-            raise CheckpointError(f"{file.model}/{file.name}: could not be fetched")
-        inputs[(file.model, file.name)] = InputFile(path, store.state(file.name))
-    return inputs
-
-
-def _download(store: Store, names: Sequence[str], quiet: bool) -> None:
-    missing = [name for name in names if store.path(name) is None]
-    if missing:
-        store.download(missing, quiet=quiet)
 
 
 class _Memory:

@@ -15,10 +15,10 @@ import torch
 from ..planner.plan import Plan
 from .events import Event, TensorWritten
 from .executor import Executor
+from .fetch import fetch
 from .journal import Record
 from .pool import torch_dtype
 from .router import check_can_route, prepare_routers
-from .run import fetch
 
 
 class _Stopped(Exception):

@@ -7,23 +7,32 @@ the Hub cannot be reached, what the local cache holds of a revision stands for i
 from __future__ import annotations
 
 import errno
+import io
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from ..errors import CheckpointError, DiskError
+from . import hub_calls
+from .content_digest import has_digest
 from .file_state import FileState, settled
+from .hub_calls import ask
+from .hub_check import CachedFile, other_bytes
 from .hub_errors import FAILURES, reason
 from .hub_listing import Listing, list_files
 from .hub_range import get_range
 from .remote_file import remote_file
 from .sizes import format_size
 from .store import MAX_SMALL_FILE, open_in_state
+
+_SMALL = 1 << 20
+"""Bytes that come in one piece."""
 
 
 class HubRepository:
@@ -57,18 +66,25 @@ class HubRepository:
         return {name: size for name, size in self._every().items() if name.startswith(f"{folder}/")}
 
     def _every(self) -> Mapping[str, int]:
+        return self._listing().sizes
+
+    def _listing(self) -> Listing:
         if self._listed is None:
             self._listed = self._list(self._commit)
-        return self._listed.sizes
+        return self._listed
 
     def read(self, name: str) -> bytes:
         """A small file, whole; it stays in the cache."""
         if self._size(name) > MAX_SMALL_FILE:
             raise CheckpointError(f"{self.label}/{name}: too large for what it is ({MAX_SMALL_FILE} bytes at most)")
         with _progress(quiet=True):
-            path = self._fetch(name, self._commit)
+            path = self._fetch(name, self._commit, self._size(name))
         with open_in_state(path, self.state(name), f"{self.label}/{name}") as file:
-            return file.read(MAX_SMALL_FILE)
+            data = file.read(MAX_SMALL_FILE)
+        digest = self._listing().digests.get(name)
+        if digest is not None and not has_digest(io.BytesIO(data), len(data), digest):
+            raise other_bytes(f"{self.label}/{name}", path)
+        return data
 
     def open(self, name: str) -> BinaryIO:
         """The cached file, or one whose bytes are fetched as they are read."""
@@ -102,6 +118,22 @@ class HubRepository:
         """Nothing: the commit says what the files are, whichever copy of them is read."""
         return {}
 
+    def cached(self, name: str) -> CachedFile | None:
+        """A file in the cache, if the Hub, or the cache's name for it, says what it must be."""
+        path, digest = self.path(name), self._listing().digests.get(name)
+        if path is None or digest is None:
+            return None
+        return CachedFile(f"{self.label}/{name}", path, self.state(name), digest)
+
+    def notes(self) -> Sequence[str]:
+        """Whether downloads cannot be compared with anything."""
+        weights = [name for name in self.sizes() if name.endswith((".safetensors", ".bin"))]
+        unknown = [name for name in weights if name not in self._listing().digests]
+        if not unknown:
+            return ()
+        source = constants.ENDPOINT if self._listing().online else "the local cache"
+        return (f"{self.label}: {source} gives no checksum of {unknown[0]}: its bytes are taken as they come",)
+
     def download(self, names: Sequence[str], quiet: bool = False) -> None:
         """Bring files into the local cache; those that are there already cost nothing, so the same call continues a stopped one.
 
@@ -116,7 +148,7 @@ class HubRepository:
             raise self._disk_full(needed, lacking)
         with _progress(quiet):
             for name in missing:
-                self._fetch(name, self._commit)
+                self._fetch(name, self._commit, self._size(name))
 
     def _resolve(self) -> str:
         """The revision's commit, of which the cache takes note, so that the revision is known offline too.
@@ -129,7 +161,7 @@ class HubRepository:
         noted = next((name for name in ("config.json", "adapter_config.json") if name in listing.sizes), None)
         if listing.online and noted is not None:
             with _progress(quiet=True):
-                commit = self._fetch(noted, self._revision or constants.DEFAULT_REVISION).parent.name
+                commit = self._fetch(noted, self._revision or constants.DEFAULT_REVISION, listing.sizes[noted]).parent.name
         self._listed = listing if commit == listing.commit else None
         return commit
 
@@ -145,14 +177,26 @@ class HubRepository:
         except KeyError:
             raise CheckpointError(f"{self.label}/{name}: not there") from None
 
-    def _fetch(self, name: str, revision: str) -> Path:
+    def _fetch(self, name: str, revision: str, size: int) -> Path:
+        patience = hub_calls.PATIENCE if size < _SMALL else hub_calls.DOWNLOAD_PATIENCE
         try:
-            return Path(hf_hub_download(self._name, name, revision=revision))
+            found = ask(lambda: hf_hub_download(self._name, name, revision=revision), progress=self._arriving, patience=patience)
+            return Path(found)
         except FAILURES as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                needed = self._size(name)
+                needed = size
                 raise self._disk_full(needed, max(1, needed - _free_space(Path(constants.HF_HUB_CACHE)))) from None
             raise self._explain(error, name) from None
+
+    def _arriving(self) -> object:
+        """What changes while a file is downloaded."""
+        blobs = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=self._name, repo_type="model"), "blobs")
+        found = []
+        for path in blobs.glob("*.incomplete"):
+            with suppress(OSError):
+                status = path.stat()
+                found.append((path.name, status.st_size, status.st_mtime_ns))
+        return sorted(found)
 
     def _range(self, name: str, start: int, end: int) -> bytes:
         """The bytes [start, end) of a file at the pinned commit."""

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+import time
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+
 from huggingface_hub import constants
 from huggingface_hub.errors import (
     DisabledRepoError,
@@ -19,6 +25,8 @@ FAILURES: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, Entr
 """What huggingface_hub raises. Its HTTP error's base is that of the HTTP library beneath, which changed between versions."""
 
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+
+_OF_THE_NETWORK = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
 
 
 def reason(error: BaseException, name: str, revision: str) -> str:
@@ -63,9 +71,46 @@ def unreachable(error: Exception) -> bool:
     return not isinstance(error, HFValidationError)
 
 
-def transient(error: Exception) -> bool:
+def transient(error: BaseException) -> bool:
     """Whether the same request may succeed a moment later."""
-    return unreachable(error) and not isinstance(error, OfflineModeIsEnabled)
+    match error:
+        case OfflineModeIsEnabled() | HFValidationError():
+            return False
+        case LocalEntryNotFoundError():
+            return error.__cause__ is not None and transient(error.__cause__)
+        case EntryNotFoundError():
+            return False
+        case HfHubHTTPError():
+            return error.response is not None and error.response.status_code in _TRANSIENT
+        case ConnectionError() | TimeoutError() | socket.gaierror():
+            return True
+        case OSError(errno=int()):
+            return error.errno in _OF_THE_NETWORK  # else it is the local disk's
+    return True
+
+
+def nobody_there(error: BaseException | None) -> bool:
+    """Whether nothing answers at the Hub's address, as on a train: then to ask again soon is in vain."""
+    while error is not None:
+        if isinstance(error, ConnectionRefusedError | socket.gaierror):
+            return True
+        if isinstance(error, OSError) and error.errno in _OF_THE_NETWORK:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def retry_after(error: BaseException) -> float | None:
+    """The seconds that the Hub asks to wait before the next request, if it does."""
+    response = getattr(error, "response", None)
+    if response is None:
+        return None if error.__cause__ is None else retry_after(error.__cause__)
+    text = str(response.headers.get("Retry-After", "")).strip()
+    with suppress(ValueError, OverflowError):
+        return float(int(text))
+    with suppress(ValueError, TypeError, OverflowError):
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    return None
 
 
 def _line(error: BaseException) -> str:

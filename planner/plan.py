@@ -203,6 +203,7 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
     graph, order = _schedule(recipes, inner, kernels, range(len(recipes)), options.budget, division, limit)
     shards, places = lay_out(recipes, options.shard_size, weights_stem(merge.model_config))
     notes = [*config.notes, *models.notes, *merge.notes, *(router.said() for router in routers)]
+    notes += [note for store in models.stores.values() for note in store.notes()]
     for name, stage in merges.items():
         notes += [*config.stages[name].notes, *(f"stage {name}: {note}" for note in stage.notes)]
     copied = {name: size for name, size in merge.side_files.items() if name not in merge.written_files}

@@ -13,6 +13,7 @@ from .compile import Merge
 from .dtypes import ITEM_SIZES
 from .file_state import FileState
 from .graph import copies_bytes
+from .hub_check import CachedFile
 from .kernels import kernel_of
 from .recipe import Recipe, Source
 from .store import Store
@@ -53,6 +54,12 @@ class _StageFiles:
 
     def used(self) -> Mapping[str, FileState]:
         return self.base.used()
+
+    def cached(self, name: str) -> CachedFile | None:
+        return None if name in self.written else self.base.cached(name)
+
+    def notes(self) -> Sequence[str]:
+        return self.base.notes()
 
     def download(self, names: Sequence[str], quiet: bool = False) -> None:
         missing = [name for name in names if name not in self.written and self.base.path(name) is None]

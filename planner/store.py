@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from ..errors import CheckpointError, InputChanged
 from .file_state import FileState, settled
+
+if TYPE_CHECKING:
+    from .hub_check import CachedFile
 
 
 class Store(Protocol):
@@ -46,6 +49,12 @@ class Store(Protocol):
 
     def used(self) -> Mapping[str, FileState]:
         """The files of this machine that were read through this store so far."""
+
+    def cached(self, name: str) -> CachedFile | None:
+        """A file of this machine that came from elsewhere, and what its contents must be; None where nobody can tell."""
+
+    def notes(self) -> Sequence[str]:
+        """What the user should know of where the files come from."""
 
     def download(self, names: Sequence[str], quiet: bool = False) -> None:
         """Bring files to this machine, so that `path` finds them."""
@@ -169,6 +178,14 @@ class Folder:
     def used(self) -> Mapping[str, FileState]:
         """What was opened."""
         return self._used
+
+    def cached(self, name: str) -> CachedFile | None:
+        """A folder's files are what they are."""
+        return None
+
+    def notes(self) -> Sequence[str]:
+        """Nothing."""
+        return ()
 
     def download(self, names: Sequence[str], quiet: bool = False) -> None:
         """A folder's files are here; one that is not is gone."""

@@ -10,6 +10,7 @@ from typing import BinaryIO
 import torch
 
 from weft.planner.file_state import FileState
+from weft.planner.hub_check import CachedFile
 
 
 class Memory:
@@ -44,6 +45,12 @@ class Memory:
 
     def used(self) -> Mapping[str, FileState]:
         return {}
+
+    def cached(self, name: str) -> CachedFile | None:
+        return None
+
+    def notes(self) -> Sequence[str]:
+        return ()
 
     def download(self, names: Sequence[str], quiet: bool = False) -> None:
         raise AssertionError

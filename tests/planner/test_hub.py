@@ -33,7 +33,7 @@ Use = Callable[..., None]
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weft.planner.hub_range.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("weft.planner.hub_calls.sleep", lambda seconds: None)
 
 
 def tensors(layer: int) -> dict[str, torch.Tensor]:
