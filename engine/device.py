@@ -52,10 +52,12 @@ def free_device_memory(device: str) -> int:
 
 
 def reset_device_memory(device: str) -> None:
-    """Let `peak_device_memory` count from now on."""
+    """Let `peak_device_memory` count from now on, without what torch still keeps of earlier runs."""
     if device != "cpu":
         import torch
 
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # statistics of a device that nothing has used yet are an error
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(torch.device(device))
 
 

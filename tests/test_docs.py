@@ -138,3 +138,31 @@ def test_keys_of_mixtures_are_documented_as_they_are() -> None:
             re.findall(r"`(\w+)`", row.split("|")[1 if row.startswith("|") else 0]) for row in table.split("\n\n")[0].splitlines()
         ]
         assert {key for row in keys for key in row} == set(kind.model_fields)
+
+
+# Translations.
+
+
+def outline(page: str) -> dict[str, object]:
+    """What a page and its translation have in common: levels of headings, commands, rows of tables, blocks of code."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    commands = [line.split("  #")[0].rstrip() for language, block in blocks if not language for line in block.splitlines()]
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return {
+        "headings": [len(level) for level in re.findall(r"^(#+) ", prose, re.MULTILINE)],
+        "blocks": [language for language, _ in blocks],
+        "commands": commands,
+    }
+
+
+@pytest.mark.parametrize(("page", "translation"), [("README.md", "README.zh-CN.md"), ("docs/guide.md", "docs/guide.zh-CN.md")])
+def test_translations_keep_up(page: str, translation: str) -> None:
+    assert outline(translation) == outline(page)
+
+
+def test_the_translated_guide_explains_the_same_lines_and_errors() -> None:
+    keys = [
+        re.findall(r"^\| (`[^|]*?`)", (ROOT / f"docs/guide{end}.md").read_text("utf-8"), re.MULTILINE) for end in ("", ".zh-CN")
+    ]
+    assert keys[0] == keys[1] and len(keys[0]) > 15
