@@ -180,7 +180,12 @@ class HubRepository:
     def _fetch(self, name: str, revision: str, size: int) -> Path:
         patience = hub_calls.PATIENCE if size < _SMALL else hub_calls.DOWNLOAD_PATIENCE
         try:
-            found = ask(lambda: hf_hub_download(self._name, name, revision=revision), progress=self._arriving, patience=patience)
+            found = ask(
+                lambda: hf_hub_download(self._name, name, revision=revision),
+                progress=self._arriving,
+                patience=patience,
+                locks=True,
+            )
             return Path(found)
         except FAILURES as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

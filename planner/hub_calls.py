@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
@@ -42,16 +43,18 @@ def ask(
     again: Callable[[Exception], bool] = transient,
     progress: Callable[[], object] = lambda: None,
     patience: float | None = None,
+    locks: bool = False,
 ) -> T:
     """What a call returns, which is made up to ATTEMPTS times while it ends in an error after which `again` says yes.
 
-    `progress` is something that changes while the call gets on. Raises what the last attempt raises, or Stalled.
+    `progress` is something that changes while the call gets on. Of a call that `locks` something, another attempt would wait for
+    one that has not ended. Raises what the last attempt raises, or Stalled.
     """
     for attempt in range(ATTEMPTS - 1):
         try:
             return _watched(call, progress, PATIENCE if patience is None else patience)
         except FAILURES as error:
-            if not again(error) or (isinstance(error, Stalled) and not error.ended):
+            if not again(error) or (locks and isinstance(error, Stalled) and not error.ended):
                 raise
             wanted = retry_after(error)
             sleep(min(LONGEST_PAUSE, 2.0**attempt if wanted is None else wanted))
@@ -60,36 +63,33 @@ def ask(
 
 def _watched(call: Callable[[], T], progress: Callable[[], object], patience: float) -> T:
     """A call in a thread of its own, because huggingface_hub gives up only where no byte at all comes."""
-    outcome: list[Callable[[], T]] = []
+    outcome: Future[T] = Future()
 
     def work() -> None:
         try:
-            result = call()
-        except BaseException as error:
-            failure = error
-
-            def fail() -> T:
-                raise failure
-
-            outcome.append(fail)
-        else:
-            outcome.append(lambda: result)
+            outcome.set_result(call())
+        except BaseException as error:  # raised again where it is waited for
+            outcome.set_exception(error)
 
     thread = threading.Thread(target=work, name="weft-hub", daemon=True)
     thread.start()
     seen, since = progress(), monotonic()
-    while thread.is_alive():
-        thread.join(min(1.0, patience / 4))
-        now = monotonic()
-        if (latest := progress()) != seen:
-            seen, since = latest, now
-        if thread.is_alive() and now - since > patience:
-            _close_connections()
-            thread.join(min(_LEAVE, patience))
-            if not outcome:
-                raise Stalled(patience, ended=False)
-            raise Stalled(patience, ended=True)
-    return outcome[0]()
+    try:
+        while thread.is_alive():
+            thread.join(min(1.0, patience / 4))
+            now = monotonic()
+            if (latest := progress()) != seen:
+                seen, since = latest, now
+            if thread.is_alive() and now - since > patience:
+                break
+        else:
+            return outcome.result()
+    except KeyboardInterrupt:  # nobody waits for it any more
+        _close_connections()
+        raise
+    _close_connections()
+    thread.join(min(_LEAVE, patience))
+    raise Stalled(patience, ended=not thread.is_alive())
 
 
 def _close_connections() -> None:
