@@ -53,6 +53,7 @@ class HubRepository:
         self._name, self._revision = name, revision
         self._listed: Listing | None = None
         self._states: dict[str, FileState] = {}
+        self._from_cache = False
         self.commit = commit
         self._commit = commit or self._resolve()
         self.commit = self._commit
@@ -126,13 +127,17 @@ class HubRepository:
         return CachedFile(f"{self.label}/{name}", path, self.state(name), digest)
 
     def notes(self) -> Sequence[str]:
-        """Whether downloads cannot be compared with anything."""
+        """Whether it may be an older version, and whether downloads cannot be compared with anything."""
+        found = []
+        if self._from_cache and not constants.HF_HUB_OFFLINE:
+            which = f"the version that the local cache has ({self._commit[:8]}) is used, and there may be a newer one"
+            found.append(f"{self.label}: {constants.ENDPOINT} cannot be reached: {which}")
         weights = [name for name in self.sizes() if name.endswith((".safetensors", ".bin"))]
         unknown = [name for name in weights if name not in self._listing().digests]
-        if not unknown:
-            return ()
-        source = constants.ENDPOINT if self._listing().online else "the local cache"
-        return (f"{self.label}: {source} gives no checksum of {unknown[0]}: its bytes are taken as they come",)
+        if unknown:
+            source = constants.ENDPOINT if self._listing().online else "the local cache"
+            found.append(f"{self.label}: {source} gives no checksum of {unknown[0]}: its bytes are taken as they come")
+        return found
 
     def download(self, names: Sequence[str], quiet: bool = False) -> None:
         """Bring files into the local cache; those that are there already cost nothing, so the same call continues a stopped one.
@@ -157,6 +162,7 @@ class HubRepository:
         is another than the listing's where the branch has moved in between.
         """
         listing = self._list(self._revision)
+        self._from_cache = not listing.online
         commit = listing.commit
         noted = next((name for name in ("config.json", "adapter_config.json") if name in listing.sizes), None)
         if listing.online and noted is not None:

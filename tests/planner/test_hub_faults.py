@@ -263,6 +263,17 @@ def test_a_mirror_that_gives_no_checksums(tmp_path: Path, use: Use) -> None:
         fetch(made, quiet=True)
 
 
+def test_an_older_version_from_the_cache_is_not_used_in_silence(hub: HubServer, use: Use) -> None:
+    commit = downloaded().commit
+    hub.troubles["/api/models"] = [503] * 1000
+    assert commit is not None
+    (note,) = opened().notes()
+    assert note.startswith(f"{BASE}: {hub.url} cannot be reached: the version that the local cache has ({commit[:8]}) is used")
+    assert not HubRepository(BASE, None, commit).notes(), "a commit is one version only"
+    use(hub.url, offline=True)
+    assert not opened().notes(), "as it was asked for"
+
+
 def test_checksums_are_those_of_the_hub(hub: HubServer, tmp_path: Path) -> None:
     """The stand-in's are made as the real Hub's are: for a known file they are known."""
     from hub_server import contents
