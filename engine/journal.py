@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+
+from ..errors import OutputError
+from ..planner.json_text import loads
+from .lock import OWNER
 
 JOURNAL_VERSION = 2
 
@@ -63,43 +69,31 @@ class Progress:
 
 
 class Journal:
-    """The journal in one SQLite file. Use from one thread at a time. Raises OSError where the disk fails or is full."""
+    """The journal in one SQLite file. Use from one thread at a time.
+
+    A file that is damaged, of another version or no file of its own (a link, say) is removed and begun anew: what it recorded is
+    computed again. Raises OSError where the disk fails or is full, OutputError where a folder stands in its place.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with _disk_errors():
-            self._db = self._open()
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, JOURNAL_VERSION):
-                self.close()
-                self._remove()
-                self._db = self._open()
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS tensors (name TEXT PRIMARY KEY, digest TEXT NOT NULL, shard TEXT NOT NULL, "
-                "offset INTEGER NOT NULL, nbytes INTEGER NOT NULL, checksum TEXT NOT NULL, facts TEXT NOT NULL) WITHOUT ROWID"
-            )
-            self._db.execute("CREATE TABLE IF NOT EXISTS run (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID")
-            self._db.execute(f"PRAGMA user_version = {JOURNAL_VERSION}")
-            self._db.commit()
+            self._db, self._records = self._open()
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> tuple[sqlite3.Connection, dict[str, Record]]:
         try:
-            return _connect(self._path)
+            if all(_is_own(path) for path in _files(self._path)):
+                return _connect(self._path)
         except sqlite3.DatabaseError as error:
             if _code(error) in _OF_THE_DISK:
                 raise
-            # Damaged beyond reading: what it recorded is computed again.
-            self._remove()
-            return _connect(self._path)
-
-    def _remove(self) -> None:
-        for name in (self._path, *(self._path.with_name(self._path.name + end) for end in ("-wal", "-shm"))):
-            name.unlink(missing_ok=True)
+        for path in _files(self._path):
+            _remove(path)
+        return _connect(self._path)
 
     def records(self) -> dict[str, Record]:
-        """All durable tensors by name."""
-        with _disk_errors():
-            return _records(self._db)
+        """All durable tensors by name. Rows that cannot be true are left out."""
+        return dict(self._records)
 
     def begin(self, progress: Progress) -> None:
         """Note what a run that begins now has to do, for those who watch it."""
@@ -108,27 +102,22 @@ class Journal:
 
     def add(self, records: Iterable[Record]) -> None:
         """Record tensors whose bytes are synced; returns when the records are on the disk."""
+        added = {record.name: record for record in records}
         with _disk_errors(), self._db:
-            self._db.executemany(
-                "INSERT OR REPLACE INTO tensors VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (
-                        r.name,
-                        r.digest,
-                        r.shard,
-                        r.offset,
-                        r.nbytes,
-                        r.checksum,
-                        json.dumps([r.facts.compared, r.facts.differing, r.facts.nan, r.facts.inf]),
-                    )
-                    for r in records
-                ],
-            )
+            self._insert(added.values())
+        self._records |= added
 
-    def forget(self, names: Iterable[str]) -> None:
-        """Remove records, before what they refer to is overwritten."""
+    def keep(self, names: Collection[str]) -> None:
+        """Remove all rows but these, whatever else stands in the table, before what they refer to is overwritten."""
+        kept = {name: record for name, record in self._records.items() if name in names}
         with _disk_errors(), self._db:
-            self._db.executemany("DELETE FROM tensors WHERE name = ?", [(name,) for name in names])
+            self._db.execute("DELETE FROM tensors")
+            self._insert(kept.values())
+        self._records = kept
+
+    def _insert(self, records: Iterable[Record]) -> None:
+        rows = [(r.name, r.digest, r.shard, r.offset, r.nbytes, r.checksum, json.dumps(astuple(r.facts))) for r in records]
+        self._db.executemany("INSERT OR REPLACE INTO tensors VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     def close(self) -> None:
         """Close the file."""
@@ -145,35 +134,128 @@ def read_records(path: Path) -> dict[str, Record]:
 def read_progress(path: Path) -> Progress | None:
     """What a journal says of the run that writes it, or wrote it last; None where there is none to be read."""
     with suppress(sqlite3.Error, OSError, TypeError), closing(_read_only(path)) as db:
-        return Progress(**dict(db.execute("SELECT key, value FROM run")))
+        found = Progress(**dict(db.execute("SELECT key, value FROM run")))
+        return found if all(_is_count(value) for value in asdict(found).values()) else None
     return None
 
 
 def _read_only(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-    if db.execute("PRAGMA user_version").fetchone()[0] != JOURNAL_VERSION:
-        db.close()
-        raise sqlite3.DatabaseError("another version")
-    return db
-
-
-def _records(db: sqlite3.Connection) -> dict[str, Record]:
-    rows = db.execute("SELECT name, digest, shard, offset, nbytes, checksum, facts FROM tensors")
-    return {row[0]: Record(row[0], row[1], row[2], row[3], row[4], row[5], Facts(*json.loads(row[6]))) for row in rows}
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, check_same_thread=False)
+    if not path.exists() or not all(_is_own(file) for file in _files(path)):
+        raise FileNotFoundError
+    options = "mode=ro&nolock=1" if _without_locks(path) else "mode=ro"
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True)
     try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        (health,) = db.execute("PRAGMA quick_check(1)").fetchone()
-        if health != "ok":
-            raise sqlite3.DatabaseError(health)
-    except sqlite3.DatabaseError:
+        db.text_factory = _text
+        if db.execute("PRAGMA user_version").fetchone()[0] != JOURNAL_VERSION:
+            raise sqlite3.DatabaseError("another version")
+    except sqlite3.Error:
         db.close()
         raise
     return db
+
+
+def _files(path: Path) -> list[Path]:
+    """The journal and what SQLite writes beside it."""
+    return [path.with_name(path.name + end) for end in ("", "-wal", "-shm", "-journal")]
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file has no second name by which another is written, or is not there."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return True
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        if not path.is_symlink() and path.is_dir():
+            raise OutputError(f"{path} is a folder: delete it and give the command again") from None
+        raise
+
+
+def _records(db: sqlite3.Connection) -> dict[str, Record]:
+    found = (_record(row) for row in db.execute("SELECT name, digest, shard, offset, nbytes, checksum, facts FROM tensors"))
+    return {record.name: record for record in found if record is not None}
+
+
+def _record(row: tuple[object, ...]) -> Record | None:
+    """What a row says; None where it cannot be what weft wrote, and so proves nothing."""
+    name, digest, shard, offset, nbytes, checksum, facts = row
+    try:
+        counts = loads(facts.encode()) if isinstance(facts, str) else None
+    except ValueError:
+        return None
+    texts = all(isinstance(text, str) and _is_text(text) for text in (name, digest, shard, checksum))
+    if not texts or not (_is_count(offset) and _is_count(nbytes)) or not re.fullmatch("[0-9a-f]{1,32}", str(checksum)):
+        return None
+    if not isinstance(counts, list) or len(counts) != 4 or not all(_is_count(count) for count in counts):
+        return None
+    seen = Facts(*counts)
+    # No element counts twice, nor is there one in less than no bytes.
+    if seen.differing > seen.compared or max(seen.compared, seen.nan + seen.inf) > int(nbytes):  # type: ignore[call-overload]
+        return None
+    return Record(name, digest, shard, offset, nbytes, checksum, seen)  # type: ignore[arg-type]
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_text(text: str) -> bool:
+    """Whether it is characters only: what is no UTF-8 is read as halves of characters."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _connect(path: Path) -> tuple[sqlite3.Connection, dict[str, Record]]:
+    """The journal to write, and what it proves. Raises sqlite3.DatabaseError where it is damaged or another version's."""
+    alone = _without_locks(path)
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?nolock={int(alone)}", uri=True, check_same_thread=False)
+    try:
+        db.text_factory = _text
+        if alone:  # without locks there is no memory that processes share either, which WAL needs
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        db.execute(f"PRAGMA journal_mode = {'TRUNCATE' if alone else 'WAL'}")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA fullfsync = ON")
+        (health,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if health != "ok":
+            raise sqlite3.DatabaseError(health)
+        if not _tables(db):
+            for table in _TABLES:
+                db.execute(table)
+            db.execute(f"PRAGMA user_version = {JOURNAL_VERSION}")
+            db.commit()
+        if _tables(db) != set(_TABLES) or db.execute("PRAGMA user_version").fetchone()[0] != JOURNAL_VERSION:
+            raise sqlite3.DatabaseError("another version")
+        return db, _records(db)
+    except sqlite3.Error:
+        db.close()
+        raise
+
+
+_TABLES = (
+    "CREATE TABLE tensors (name TEXT PRIMARY KEY, digest TEXT NOT NULL, shard TEXT NOT NULL, "
+    "offset INTEGER NOT NULL, nbytes INTEGER NOT NULL, checksum TEXT NOT NULL, facts TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE run (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
+)
+
+
+def _tables(db: sqlite3.Connection) -> set[str]:
+    """How everything in a database was made: tables, and what a stranger may have added."""
+    return {str(row[0]) for row in db.execute("SELECT sql FROM sqlite_schema")}
+
+
+def _without_locks(path: Path) -> bool:
+    """Whether the file system has no locks, as whoever holds the folder has found out (`engine.lock`)."""
+    return path.with_name(OWNER).exists()
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
 
 
 _OF_THE_DISK = {

@@ -13,7 +13,9 @@ from typing import Any
 import xxhash
 
 from .. import __version__
+from ..planner.files import read_file
 from ..planner.ingredients import Ingredients, Tables, decode, ingredients_of
+from ..planner.json_text import loads
 from ..planner.plan import Plan
 from ..planner.store import inner_path
 from .events import Summary
@@ -21,6 +23,9 @@ from .journal import Facts, Record
 
 MANIFEST = "weft.json"
 MANIFEST_VERSION = 2
+MOST = 1 << 30
+"""Bytes that are read of a manifest, and values in it: more than a million tensors of fifty models have."""
+
 _SETTINGS: Mapping[str, type] = {"seed": int, "device": str, "shard_size": int, "copy_tokenizer": bool}
 
 
@@ -70,9 +75,8 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest in a folder, or None where there is none of this version that could be weft's."""
     try:
-        value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return _manifest(value)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return _manifest(loads(read_file(folder / MANIFEST, MOST), values=MOST))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError):
         return None
 
 
@@ -80,7 +84,7 @@ def _manifest(value: Any) -> Manifest | None:
     if value["format"] != MANIFEST_VERSION or not isinstance(value["plan"], str) or not isinstance(value["config"], str):
         return None
     shards = {
-        plain_name(name): FinishedShard(int(shard["bytes"]), str(shard["header"])) for name, shard in value["shards"].items()
+        plain_name(name): FinishedShard(_count(shard["bytes"]), str(shard["header"])) for name, shard in value["shards"].items()
     }
     return Manifest(
         plan=value["plan"],
@@ -89,15 +93,23 @@ def _manifest(value: Any) -> Manifest | None:
         commits={str(item["model"]): str(item["commit"]) for item in value["inputs"] if item["commit"]},
         shards=shards,
         files={file_name(name): str(checksum) for name, checksum in value["files"].items()},
-        totals=dict(value["totals"]),
+        totals={str(name): _count(total) for name, total in value["totals"].items()},
         tables=dict(value["recipes"]),
         tensors={str(name): _tensor(tensor) for name, tensor in value["tensors"].items()},
     )
 
 
 def _tensor(value: Any) -> FinishedTensor:
-    facts = Facts(*(int(number) for number in value.get("facts", ())))
-    return FinishedTensor(str(value["digest"]), str(value["xxh3_128"]), facts, value.get("base"), value)
+    facts = Facts(*(_count(number) for number in value.get("facts", ())))
+    base = value.get("base")
+    return FinishedTensor(str(value["digest"]), str(value["xxh3_128"]), facts, None if base is None else _count(base), value)
+
+
+def _count(value: Any) -> int:
+    """A number of things or bytes, as no file can hold more. Raises ValueError for anything else."""
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError(value)
+    return value
 
 
 def _of_type(value: Any, kind: type) -> Any:

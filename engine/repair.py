@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import CheckpointError
@@ -11,21 +12,21 @@ from ..planner.ingredients import ingredients_of
 from ..planner.plan import Options, Plan, make_plan
 from ..planner.reasons import differences, summarise
 from .events import Observer, Summary, ignore
-from .folder import OutputFolder
+from .folder import OutputFolder, hold, looking_at
 from .manifest import MANIFEST, Manifest
 from .run import run
 from .swap import finish_swap
-from .system import exclusive
 
 
 def end_swap(out: Path) -> None:
     """Put the files of a result in place where that was interrupted. Raises OutputError where another process does."""
     folder = OutputFolder(out)
-    swapping = folder.intent.exists()
-    if swapping or (folder.manifest() is not None and folder.work.is_dir() and not folder.journal.exists()):
-        with exclusive(folder.lock, f"{out}: another weft is writing to this folder"):
-            if not finish_swap(folder):
-                folder.close()
+    with looking_at(out):
+        if not (folder.swapping or (folder.unfinished and not folder.recording and folder.manifest() is not None)):
+            return
+    with suppress(FileNotFoundError), looking_at(out), hold(out) as held:
+        if not finish_swap(held) and not held.recording:
+            held.close()
 
 
 def plan_again(out: Path, manifest: Manifest, options: Options) -> Plan:

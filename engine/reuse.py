@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..planner.files import open_file
 from ..planner.headers import TensorEntry, safetensors_header
 from ..planner.ingredients import ingredients_of
 from ..planner.plan import Plan
 from ..planner.reasons import Reason, differences
+from .directory import Directory
 from .finish import is_complete
-from .folder import OutputFolder, begun, durable
+from .folder import OutputFolder, begun, durable, looking_at
 from .journal import Record, read_records
 from .manifest import FinishedTensor, Manifest, checksum
 from .proof import proofs
+from .shard_writer import holds
 from .system import pread
 
 
@@ -107,12 +111,19 @@ def finished(plan: Plan, root: Path, manifest: Manifest | None, distrust: Collec
 
 def outlook(plan: Plan, root: Path) -> Outlook | None:
     """What `weft run` would find in a folder; None where it would find nothing of ours. Changes nothing there."""
+    with suppress(FileNotFoundError), looking_at(root):
+        return _outlook(plan, root)
+    return None
+
+
+def _outlook(plan: Plan, root: Path) -> Outlook | None:
     folder = OutputFolder(root)
     manifest = folder.manifest()
-    if manifest is None and not folder.work.is_dir():
+    if manifest is None and not folder.unfinished:
         return None
     earlier = finished(plan, root, manifest)
-    fresh = [not begun(root, shard) for shard in plan.shards]
+    with closing(Directory.open(root)) as top:
+        fresh = [not begun(top, shard) for shard in plan.shards]
     names = [(recipe.name, proof) for recipe, proof in zip(plan.recipes, proofs(plan), strict=True)]
     records = {**durable(read_records(folder.journal), names, plan.places, plan.shards, fresh), **earlier.records}
     copied = {n: copy for n, copy in earlier.copies.items() if n not in records}
@@ -130,12 +141,16 @@ def outlook(plan: Plan, root: Path) -> Outlook | None:
 def state_of(plan: Plan, root: Path) -> str:
     """For a dry run: "new", "unfinished", "complete", "another" or "foreign"."""
     folder = OutputFolder(root)
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return "new"
-    manifest = folder.manifest() if root.is_dir() else None
-    if manifest is not None:
-        return "complete" if is_complete(plan, root, manifest) else "another"
-    return "unfinished" if folder.work.is_dir() else "foreign"
+    with suppress(FileNotFoundError), looking_at(root):
+        if not root.is_dir():
+            return "foreign" if root.exists() else "new"
+        if not any(root.iterdir()):
+            return "new"
+        manifest = folder.manifest()
+        if manifest is not None:
+            return "complete" if is_complete(plan, root, manifest) else "another"
+        return "unfinished" if folder.unfinished else "foreign"
+    return "new"
 
 
 def why(plan: Plan, number: int, manifest: Manifest, *, lost: bool = False) -> tuple[Reason, ...]:
@@ -148,7 +163,7 @@ def shard_entries(root: Path, name: str, manifest: Manifest) -> tuple[TensorEntr
     """The tensors of a finished shard by its header, which must be as it was written; none where it is not, or not there."""
     path = root / name
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             read = partial(pread, file.fileno())
             length = 8 + int.from_bytes(read(0, 8), "little")
             size = manifest.shards[name].nbytes
@@ -164,10 +179,11 @@ def _stays(plan: Plan, index: int, root: Path, manifest: Manifest) -> bool:
     shard = plan.shards[index]
     known = manifest.shards.get(shard.name)
     path = root / shard.name
-    if known is None or (known.nbytes, known.header) != (shard.size, checksum(shard.header)) or not path.is_file():
+    if known is None or (known.nbytes, known.header) != (shard.size, checksum(shard.header)):
         return False
-    with path.open("rb") as file:
-        return path.stat().st_size == shard.size and file.read(len(shard.header)) == shard.header
+    with suppress(OSError), open_file(path) as file:
+        return holds(file.fileno(), shard)
+    return False
 
 
 def _record(plan: Plan, proof: str, number: int, tensor: FinishedTensor) -> Record:

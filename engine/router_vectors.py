@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..planner.memory import Budget
 from ..planner.mixture_config import RANDOM_MODES
 from ..planner.prompt_tokens import tokenizer_of
 from ..planner.router import Router
+from .directory import Directory
 from .events import Routing
 from .reader import Inputs, Reader
 
@@ -33,7 +33,7 @@ def make_router(router: Router, folder: Path, inputs: Inputs, budget: Budget, *,
     Hidden states continue after the last layer for which they were written. Raises CheckpointError for what cannot be read.
     """
     target = folder / router.file.name
-    if target.exists() and target.stat().st_size == router.file.size and not show:
+    if _is_file(target) and target.stat().st_size == router.file.size and not show:
         return None
     ids = _token_ids(router) if router.mode not in RANDOM_MODES or show else {}
     vectors, routing = torch.zeros(router.layers, len(router.prompts), router.hidden), None
@@ -52,7 +52,7 @@ def make_router(router: Router, folder: Path, inputs: Inputs, budget: Budget, *,
 def parallel_layers(router: Router, folder: Path) -> str | None:
     """A warning where the vectors of some layers are nearly parallel; None if not, or if the file is not there any more."""
     path = folder / router.file.name
-    if router.experts < 2 or not path.exists():
+    if router.experts < 2 or not _is_file(path):
         return None
     count = router.layers * len(router.prompts) * router.hidden
     vectors = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.float32, count=count)
@@ -206,6 +206,8 @@ def _save_state(router: Router, folder: Path, done: int, states: Sequence[Tensor
 def _resume(router: Router, folder: Path, lengths: Sequence[int], vectors: Tensor) -> tuple[int, list[Tensor]]:
     """How many layers an earlier run has done, the states after them, and its vectors into `vectors`; else 0 and no states."""
     damaged = (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError)
+    if not _is_file(_state(router, folder)):
+        return 0, []
     with contextlib.suppress(*damaged), safe_open(_state(router, folder), framework="pt") as file:
         states: Tensor = file.get_tensor("states")
         if states.shape == (sum(lengths), router.hidden):
@@ -214,12 +216,13 @@ def _resume(router: Router, folder: Path, lengths: Sequence[int], vectors: Tenso
     return 0, []
 
 
+def _is_file(path: Path) -> bool:
+    """Whether a file stands there: not a link to one, which weft never makes, nor a pipe, which would be waited for."""
+    return path.is_file() and not path.is_symlink()
+
+
 def _write(path: Path, parts: Sequence[bytes]) -> None:
     """Put a file in place whole: written beside, synced, renamed."""
-    temporary = path.with_name(f"{path.name}.new")
-    with temporary.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with contextlib.closing(Directory.open(path.parent)) as folder:
+        folder.write(f"{path.name}.new", parts)
+        folder.replace(f"{path.name}.new", folder, path.name)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import xxhash
 
-from ..errors import CheckpointError, Interrupted, OutputError
+from ..errors import CheckpointError, DiskError, Interrupted, OutputError
+from ..planner.files import open_file
 from ..planner.plan import Plan, remaining
 from ..planner.side_files import is_weights
 from .carry import carry_over
@@ -19,7 +20,19 @@ from .events import Observer, PhaseStarted, Routing, RunFinished, RunStarted, Su
 from .executor import Executor
 from .fetch import fetch
 from .finish import check_shards, companions, is_complete, pieces
-from .folder import OutputFolder, claim, drop_partials, durable, folders_of, partial_shards, refuse_inputs
+from .folder import (
+    HeldFolder,
+    OutputFolder,
+    begun,
+    drop_partials,
+    durable,
+    folders_of,
+    hold,
+    looking_at,
+    partials,
+    refuse_inputs,
+    waiting,
+)
 from .journal import Facts, Journal, Progress, Record
 from .manifest import MANIFEST, Manifest, checksum_of, manifest
 from .proof import proofs
@@ -28,7 +41,7 @@ from .reuse import Finished, finished
 from .router import check_can_route, prepare_routers, router_warnings
 from .shard_writer import PARTIAL, ShardWriter
 from .swap import finish_swap, publish
-from .system import check_disk, exclusive, peak_memory, reset_peak_memory, resident_memory, sync_folder, write_error
+from .system import check_disk, peak_memory, reset_peak_memory, resident_memory, sync_folder, write_error
 
 SLACK = 16 << 20
 """Bytes of disk for the journal and the small files."""
@@ -57,13 +70,14 @@ def run(
     """
     check_can_route(plan, show=show_routing)
     refuse_inputs(plan, out)
-    earlier = OutputFolder(out).manifest()
-    if earlier is not None and not OutputFolder(out).work.exists() and distrust is None and is_complete(plan, out, earlier):
-        _refuse_nonfinite(out, earlier.totals, strict)
-        return _nothing_to_do(plan, earlier, observer)
-    folder = claim(out)
     try:
-        with exclusive(folder.lock, f"{out}: another weft is writing to this folder"):
+        with looking_at(out):
+            there = OutputFolder(out)
+            earlier = there.manifest()
+            if earlier is not None and not there.unfinished and distrust is None and is_complete(plan, out, earlier):
+                _refuse_nonfinite(out, earlier.totals, strict)
+                return _nothing_to_do(plan, earlier, observer)
+        with hold(out) as folder:
             if not finish_swap(folder):
                 return _run_locked(plan, folder, observer, quiet, strict, show_routing, distrust)
     except KeyboardInterrupt:
@@ -78,7 +92,7 @@ def run(
 
 def _run_locked(
     plan: Plan,
-    folder: OutputFolder,
+    folder: HeldFolder,
     observer: Observer,
     quiet: bool,
     strict: bool,
@@ -101,22 +115,39 @@ def _run_locked(
     except BaseException:
         folder.withdraw()
         raise
-    observer(PhaseStarted("reserving disk space"))
-    drop_partials(folder, [plan.shards[index].name for index in made])
-    sync_folder(folder.root.parent)
-    sync_folder(folder.root)  # partial shards without a work folder beside them would be anybody's
-    done = _make(plan, folder, earlier, made, inputs, observer, show_routing)
-    observer(PhaseStarted("checking the result"))
-    check_shards(plan, folder, earlier.kept)
-    summary = _summary(plan, done.records, done.bytes_read, done.reused, time.monotonic() - begin, done.memory)
-    summary = replace(summary, warnings=router_warnings(plan, folder.work), routings=done.routings)
-    _refuse_nonfinite(folder.root, {"nan": summary.nan, "inf": summary.inf}, strict, summary.nonfinite_tensors)
-    files = {name: _write(folder, name, data, old) for name, data in companions(plan)}
-    folder.write(MANIFEST, manifest(plan, done.records, summary, files))
+    with _watched(folder):
+        observer(PhaseStarted("reserving disk space"))
+        drop_partials(folder.top, [plan.shards[index].name for index in made])
+        sync_folder(folder.root.parent)
+        folder.top.sync()  # partial shards without a work folder beside them would be anybody's
+        done = _make(plan, folder, earlier, made, inputs, observer, show_routing)
+        observer(PhaseStarted("checking the result"))
+        check_shards(plan, folder, earlier.kept)
+        summary = _summary(plan, done.records, done.bytes_read, done.reused, time.monotonic() - begin, done.memory)
+        summary = replace(summary, warnings=router_warnings(plan, folder.work), routings=done.routings)
+        _refuse_nonfinite(folder.root, {"nan": summary.nan, "inf": summary.inf}, strict, summary.nonfinite_tensors)
+        files = {name: _write(folder, name, data, old) for name, data in companions(plan)}
+        folder.write(MANIFEST, manifest(plan, done.records, summary, files))
     kept = {plan.shards[index].name for index in earlier.kept}
     publish(folder, [shard.name for shard in plan.shards], kept, [*files, MANIFEST], old)
     observer(RunFinished(summary))
     return summary
+
+
+@contextmanager
+def _watched(folder: HeldFolder) -> Iterator[None]:
+    """Where somebody removed the work folder meanwhile, the error says so: then there is nothing to continue."""
+    try:
+        yield
+    except (OSError, OutputError, DiskError, KeyboardInterrupt) as error:
+        if not folder.removed:
+            raise
+        folder.abandon()
+        kind = Interrupted if isinstance(error, KeyboardInterrupt) else OutputError
+        raise kind(
+            f"{folder.work} was removed while weft wrote there, and with it what was done: "
+            "give the same command again to begin anew"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +163,7 @@ class _Done:
 
 def _make(
     plan: Plan,
-    folder: OutputFolder,
+    folder: HeldFolder,
     earlier: Finished,
     made: Sequence[int],
     inputs: dict[tuple[str, str], InputFile],
@@ -142,11 +173,16 @@ def _make(
     """Bring every tensor of the shards `made` to the disk: those that are not there yet are copied, or else computed."""
     numbers = {recipe.name: n for n, recipe in enumerate(plan.recipes)}
     shard_of = {shard.name: index for index, shard in enumerate(plan.shards)}
-    with closing(Journal(folder.journal)) as journal, closing(ShardWriter(folder.root, [plan.shards[i] for i in made])) as writer:
-        sync_folder(folder.root)
+    with ExitStack() as stack:
+        journal = stack.enter_context(closing(Journal(folder.journal)))
+        fresh = [index not in made or not begun(folder.top, shard) for index, shard in enumerate(plan.shards)]
+        # Before a shard is made: its header must not stand there while rows speak of what another shard of its name held.
+        records = _recorded(plan, journal, earlier, fresh)
+        writer = stack.enter_context(closing(ShardWriter(folder.top, [plan.shards[index] for index in made])))
+        if writer.fresh != [fresh[index] for index in made]:
+            raise OutputError(f"{folder.root}: something else writes there: end it and give the command again")
+        folder.top.sync()
         sink = _Made(writer, {index: i for i, index in enumerate(made)})
-        fresh = dict(zip(made, writer.fresh, strict=True))
-        records = _recorded(plan, journal, earlier, [fresh.get(index, True) for index in range(len(plan.shards))])
         journal.begin(_progress(plan, earlier, records))
         observer(RunStarted(plan, len(records), _bytes(plan, records)))
         with _measured(plan) as memory:
@@ -185,7 +221,7 @@ def _bytes(plan: Plan, numbers: Iterable[int]) -> int:
     return sum(plan.places[number].nbytes for number in numbers)
 
 
-def _write(folder: OutputFolder, name: str, data: Iterable[bytes], old: Manifest | None) -> str:
+def _write(folder: HeldFolder, name: str, data: Iterable[bytes], old: Manifest | None) -> str:
     """Let a file wait for its place, unless it stands there as it would be written but for what was edited; its checksum."""
     seen = xxhash.xxh3_128()
 
@@ -197,7 +233,7 @@ def _write(folder: OutputFolder, name: str, data: Iterable[bytes], old: Manifest
     folder.write(name, watched())
     wanted = seen.hexdigest()
     if _edited(folder, name, wanted, old):
-        folder.waiting(name).unlink()
+        folder.inner.unlink(waiting(name))
     return wanted
 
 
@@ -208,7 +244,7 @@ def _edited(folder: OutputFolder, name: str, wanted: str, old: Manifest | None) 
     path = folder.place(name)
     if not path.is_file():
         return False
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return checksum_of(pieces(file, str(path))) != wanted
 
 
@@ -239,7 +275,7 @@ def _recorded(plan: Plan, journal: Journal, earlier: Finished, fresh: Sequence[b
     """The tensors that are on the disk at their places; all other records are deleted before anything is overwritten."""
     names = [(recipe.name, proof) for recipe, proof in zip(plan.recipes, proofs(plan), strict=True)]
     found = durable(journal.records(), names, plan.places, plan.shards, fresh)
-    journal.forget(set(journal.records()) - {record.name for record in found.values()})
+    journal.keep({record.name for record in found.values()})
     return {**found, **earlier.records}
 
 
@@ -256,10 +292,10 @@ def _refuse_nonfinite(out: Path, totals: Mapping[str, int], strict: bool, names:
         )
 
 
-def _check_space(plan: Plan, folder: OutputFolder, made: Sequence[int]) -> None:
+def _check_space(plan: Plan, folder: HeldFolder, made: Sequence[int]) -> None:
     """Fail now rather than after hours where the result will not fit; partial shards have their space already."""
     wanted = {plan.shards[index].name + PARTIAL: plan.shards[index].size for index in made}
-    present = {path.name: path.stat().st_size for path in partial_shards(folder.root)}
+    present = partials(folder.top)
     needed = sum(max(size - present.get(name, 0), 0) for name, size in wanted.items())
     freed = sum(size for name, size in present.items() if name not in wanted)
     check_disk(folder.root, max(needed - freed, 0) + sum(plan.side_files.values()) + SLACK)

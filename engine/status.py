@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
-from .folder import OutputFolder
+from .folder import OutputFolder, looking_at
 from .journal import read_progress, read_records
-from .system import is_locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +43,25 @@ class Status:
 
 def status(out: Path) -> Status:
     """Look at an output folder. Raises OutputError where weft wrote nothing there."""
+    with looking_at(out):
+        return _status(out)
+
+
+def _status(out: Path) -> Status:
     folder = OutputFolder(out)
     manifest = folder.manifest() if out.is_dir() else None
-    running = is_locked(folder.lock)
-    if not (folder.journal.exists() or folder.intent.exists() or running):
-        if manifest is None and folder.work.is_dir():
+    running = folder.locked
+    if not (folder.recording or folder.swapping or running):
+        if manifest is None and folder.unfinished:
             return Status("interrupted", False, None, None, None, None, None)
         if manifest is None:
             raise OutputError(f"{out}: weft is not at work there and has finished nothing")
         count, nbytes = len(manifest.tensors), sum(shard.nbytes for shard in manifest.shards.values())
         return Status("finished", False, count, count, nbytes, nbytes, None)
     progress, records = read_progress(folder.journal), read_records(folder.journal)
+    state = "publishing" if folder.swapping else "interrupted"
     if running:
         state = "running" if progress is not None else "starting"
-    else:
-        state = "publishing" if folder.intent.exists() else "interrupted"
     if progress is None:
         return Status(state, manifest is not None, None, None, None, None, None)
     done = sum(record.nbytes for record in records.values()) + progress.kept_bytes

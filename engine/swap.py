@@ -17,12 +17,15 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from ..errors import OutputError
-from .folder import OutputFolder, folders_of
+from ..planner.json_text import loads
+from .folder import INTENT, HeldFolder, folders_of, waiting
 from .manifest import MANIFEST, Manifest, file_name
 from .shard_writer import PARTIAL
-from .system import sync_folder, write_file
 
 CONFIG = "config.json"
+
+MOST = 256 << 20
+"""Bytes that are read of an intent: names of some millions of files."""
 
 
 def is_index(name: str) -> bool:
@@ -39,9 +42,7 @@ class Swap:
     remove: Sequence[str]
 
 
-def publish(
-    folder: OutputFolder, shards: Sequence[str], kept: Collection[str], files: Iterable[str], old: Manifest | None
-) -> None:
+def publish(folder: HeldFolder, shards: Sequence[str], kept: Collection[str], files: Iterable[str], old: Manifest | None) -> None:
     """Make complete partial shards and written small files the folder's result; `kept` shards of the earlier one stay."""
     names = list(files)
     earlier = [] if old is None else [*old.shards, *old.files]
@@ -50,74 +51,78 @@ def publish(
         names,
         [name for name in earlier if name not in shards and name not in names],
     )
-    sync_folder(folder.work)
-    sync_folder(folder.root)
-    draft = folder.work / "swap.tmp"
-    write_file(draft, json.dumps(asdict(swap)).encode())
-    draft.replace(folder.intent)
-    sync_folder(folder.work)
+    for name in (*swap.shards, *swap.files):
+        if set(folders_of([name])) & set(swap.remove) or name in folders_of(swap.remove):
+            continue  # what has its place, or that of its folder, goes before it
+        folder.place(name)
+        if folder.top.kind(name) == "folder":
+            raise OutputError(f"{folder.root / name} is a folder: move it away and give the command again")
+    folder.inner.sync()
+    folder.top.sync()
+    folder.inner.write(f"{INTENT}.tmp", [json.dumps(asdict(swap)).encode()])
+    folder.inner.replace(f"{INTENT}.tmp", folder.inner, INTENT)
+    folder.inner.sync()
     _go(folder, swap)
 
 
-def finish_swap(folder: OutputFolder) -> bool:
+def finish_swap(folder: HeldFolder) -> bool:
     """Go on with a swap that was interrupted; whether there was one. Raises OutputError where its files are not there."""
-    try:
-        value = json.loads(folder.intent.read_bytes())
-        swap = Swap(*([file_name(name) for name in value[key]] for key in ("shards", "files", "remove")))
-    except FileNotFoundError:
+    kind = folder.inner.kind(INTENT)
+    if kind is None:
         return False
-    except (ValueError, KeyError, TypeError):
-        raise OutputError(f"{folder.intent} is damaged: delete {folder.root} and give the command again") from None
+    if kind != "file":
+        raise folder.inner.wrong(INTENT)
+    swap = _read(folder)
+    if swap is None:
+        raise OutputError(f"{folder.intent} is damaged: delete {folder.root} and give the command again")
     for name in swap.shards:
-        if not (folder.root / (name + PARTIAL)).is_file() and not (folder.root / name).is_file():
+        if not {folder.top.kind(name + PARTIAL), folder.top.kind(name)} & {"file", "shared file"}:
             raise OutputError(f"{folder.root}: {name} is gone: delete the folder and give the command again")
     _go(folder, swap)
     return True
 
 
-def _go(folder: OutputFolder, swap: Swap) -> None:
-    root = folder.root
-    waiting = [name for name in swap.files if folder.waiting(name).exists()]
+def _read(folder: HeldFolder) -> Swap | None:
+    """What an intent says; None where it is damaged."""
+    try:
+        value = loads(folder.inner.read(INTENT, MOST) or b"")
+        lists = [value[key] for key in ("shards", "files", "remove")]
+        if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+            return None
+        return Swap(*([file_name(name) for name in names] for names in lists))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _go(folder: HeldFolder, swap: Swap) -> None:
+    top, inner = folder.top, folder.inner
+    moving = [name for name in swap.files if inner.kind(waiting(name))]
     for name in {MANIFEST, CONFIG, *filter(is_index, (*swap.files, *swap.remove))}:
-        if name in waiting or name in swap.remove:
-            (root / name).unlink(missing_ok=True)
-    sync_folder(root)
+        if name in moving or name in swap.remove:
+            top.unlink(name)
+    top.sync()
     _remove(folder, swap.remove)
-    moving = [name for name in swap.shards if (root / (name + PARTIAL)).exists()]
-    for name in moving:
-        (root / name).unlink(missing_ok=True)
-    sync_folder(root)
-    for name in moving:
-        (root / (name + PARTIAL)).replace(root / name)
-    sync_folder(root)
-    _place(folder, [name for name in waiting if name != MANIFEST])
-    sync_folder(root)
-    if MANIFEST in waiting:
-        folder.waiting(MANIFEST).replace(root / MANIFEST)
-    sync_folder(root)
+    shards = [name for name in swap.shards if top.kind(name + PARTIAL)]
+    for name in shards:
+        top.unlink(name)
+    top.sync()
+    for name in shards:
+        top.replace(name + PARTIAL, top, name)
+    top.sync()
+    for name in (name for name in moving if name != MANIFEST):
+        inner.replace(waiting(name), top, name)
+    top.sync()
+    if MANIFEST in moving:
+        inner.replace(waiting(MANIFEST), top, MANIFEST)
+    top.sync()
     folder.close()
 
 
-def _place(folder: OutputFolder, names: Sequence[str]) -> None:
-    """Move files from the work folder to their places, and sync the folders of those that have one of their own."""
-    folders = folders_of(names)
-    places = [folder.place(name) for name in names]
-    for inner in folders:
-        (folder.root / inner).mkdir(exist_ok=True)
-    for name, place in zip(names, places, strict=True):
-        folder.waiting(name).replace(place)
-    for inner in reversed(folders):
-        sync_folder(folder.root / inner)
-
-
-def _remove(folder: OutputFolder, names: Sequence[str]) -> None:
+def _remove(folder: HeldFolder, names: Sequence[str]) -> None:
     """Remove files of an earlier result, and the folders that have nothing else in them."""
     for name in names:
-        with suppress(NotADirectoryError):  # then there is no such file
-            folder.place(name).unlink(missing_ok=True)
-    for inner in reversed(folders_of(names)):
-        path = folder.root / inner
-        if path.is_dir():
-            sync_folder(path)
-            with suppress(OSError):  # something else stands there
-                path.rmdir()
+        if not any(folder.top.kind(parent) == "file" for parent in folders_of([name])):  # a new file in the place of a folder
+            folder.top.unlink(name)
+    for name in reversed(folders_of(names)):
+        with suppress(OSError, OutputError):  # something else stands there
+            folder.top.remove_folder(name)

@@ -13,12 +13,13 @@ import os
 import resource
 import shutil
 import sys
-import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import DiskError, OutputError, WeftError
 from ..planner.sizes import format_size
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""What a full disk answers, or one on which this user may have no more."""
 
 READ_CHUNK = 8 << 20
 """Bytes of one read call: long enough for the disk, short enough to be interrupted."""
@@ -64,32 +65,6 @@ def write_at(file: int, offset: int, data: memoryview) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(file, data[done : done + READ_CHUNK], offset + done)
-
-
-def open_direct(path: Path) -> int | None:
-    """A handle whose writes go past the page cache, in whole pages; None where the system or the file system has none.
-
-    Merged tensors are written once and not read again: copies of them in the page cache would cost half of the time and push out
-    the inputs, which are read from there.
-    """
-    if not hasattr(os, "O_DIRECT"):
-        return None
-    with contextlib.suppress(OSError):
-        return os.open(path, os.O_WRONLY | os.O_DIRECT)
-    return None
-
-
-def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Write a file, given whole or in pieces, and return when its bytes are on the disk; its name once its folder is synced."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        offset = 0
-        for piece in [data] if isinstance(data, bytes) else data:
-            write_at(handle, offset, memoryview(piece))
-            offset += len(piece)
-        sync_all(handle)
-    finally:
-        os.close(handle)
 
 
 def pread(file: int, offset: int, nbytes: int) -> bytes:
@@ -139,45 +114,6 @@ def sync_folder(folder: Path) -> None:
         sync_all(handle)
     finally:
         os.close(handle)
-
-
-@contextlib.contextmanager
-def exclusive(path: Path, refusal: str) -> Iterator[None]:
-    """Hold a lock on file `path`; raises OutputError(refusal) where another process does. It ends with the process."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        if not _lock(handle):
-            raise OutputError(refusal)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int) -> bool:
-    """Take the lock, unless another holds it; one that looks (`is_locked`) holds it for a moment only."""
-    for _ in range(3):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.05)
-        else:
-            return os.fstat(handle).st_nlink > 0  # else another has just ended and removed it
-    return False
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock on a file."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def anonymous_memory(nbytes: int) -> mmap.mmap:
@@ -237,6 +173,6 @@ def check_disk(folder: Path, needed: int) -> None:
 
 def write_error(error: OSError, name: str) -> WeftError:
     """What to tell of an error while file or folder `name` was written."""
-    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+    if error.errno in FULL:
         return DiskError(f"{name}: the disk is full; free some space and give the same command again to continue", 0)
     return OutputError(f"{name}: {error.strerror or error}; give the same command again to continue")

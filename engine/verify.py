@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 
 from ..errors import CheckpointError, OutputError
+from ..planner.files import open_file
 from ..planner.headers import TensorEntry, safetensors_header
 from ..planner.side_files import is_weights
-from .folder import OutputFolder
+from .folder import OutputFolder, looking_at
 from .manifest import MANIFEST, Manifest
 
 CHUNK = 8 << 20
@@ -63,14 +63,15 @@ class Verdict:
 def open_result(out: Path) -> Manifest:
     """The manifest of a complete result. Raises OutputError where there is none."""
     folder = OutputFolder(out)
-    if not out.is_dir():
-        raise OutputError(f"{out}: there is no such folder")
-    manifest = folder.manifest()
+    with looking_at(out):
+        if not out.is_dir():
+            raise OutputError(f"{out}: there is no such folder")
+        manifest = folder.manifest()
     if manifest is not None:
         return manifest
-    if folder.intent.exists():
+    if folder.swapping:
         raise OutputError(f"{out}: its files were being put in place: `weft verify --repair`, or the same `weft run`, ends that")
-    if folder.work.is_dir():
+    if folder.unfinished:
         raise OutputError(f"{out} is not finished: give its `weft run` command again first")
     if (out / MANIFEST).exists():
         raise OutputError(f"{out}: its {MANIFEST} is damaged or of another version of weft: nothing to verify by")
@@ -106,7 +107,7 @@ def _shard(out: Path, name: str, manifest: Manifest, watch: Callable[[int], None
     """Each tensor of a shard and what is wrong with it, or ""; nothing where the header is not what was written."""
     known = manifest.shards[name]
     try:
-        with FileIO(out / name) as file:
+        with open_file(out / name) as file:
             length = 8 + int.from_bytes(file.read(8), "little")
             if length > known.nbytes:
                 return
@@ -125,14 +126,14 @@ def _shard(out: Path, name: str, manifest: Manifest, watch: Callable[[int], None
         return
 
 
-def _tensor(file: FileIO, entry: TensorEntry, checksum: str, watch: Callable[[int], None]) -> str:
+def _tensor(file: BinaryIO, entry: TensorEntry, checksum: str, watch: Callable[[int], None]) -> str:
     seen = xxhash.xxh3_128()
     buffer = memoryview(bytearray(min(CHUNK, max(entry.nbytes, 1))))
     try:
         file.seek(entry.offset)
         left = entry.nbytes
         while left:
-            count = file.readinto(buffer[: min(left, len(buffer))])
+            count = file.readinto(buffer[: min(left, len(buffer))])  # type: ignore[attr-defined]
             if not count:
                 return "cut off: the file ends inside it"
             seen.update(buffer[:count])
@@ -143,7 +144,7 @@ def _tensor(file: FileIO, entry: TensorEntry, checksum: str, watch: Callable[[in
     return "" if seen.hexdigest() == checksum else "its bytes changed"
 
 
-def _exactly(file: FileIO, count: int) -> bytes:
+def _exactly(file: BinaryIO, count: int) -> bytes:
     """That many bytes, or fewer where the file ends."""
     found = b""
     while len(found) < count and (piece := file.read(count - len(found))):
@@ -164,7 +165,7 @@ def _file_trouble(path: Path, nbytes: int) -> str:
 
 def _file_checksum(path: Path) -> str:
     seen = xxhash.xxh3_128()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while piece := file.read(CHUNK):
             seen.update(piece)
     return seen.hexdigest()

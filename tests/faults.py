@@ -153,8 +153,12 @@ class Injector:
         for change in self._names[::-1][: chance.randint(0, len(self._names))]:
             change.undo()
 
-    def _inside(self, path: Any) -> bool:
-        return isinstance(path, str | Path) and (str(path) + "/").startswith(f"{self.root}/")
+    def _full(self, path: Any, folder: int | None = None) -> str:
+        """A name's whole path, also where it is looked up in an open folder."""
+        return str(path) if folder is None else f"{self._paths.get(folder, '')}/{path}"
+
+    def _inside(self, path: str) -> bool:
+        return f"{path}/".startswith(f"{self.root}/")
 
     def _changed(self, path: Any, undo: Callable[[], object]) -> None:
         self._names.append(_Names(str(Path(path).parent), undo))
@@ -169,16 +173,17 @@ class Injector:
 
     # The calls.
 
-    def _open(self, path: Any, flags: int, *more: Any, **named: Any) -> int:
+    def _open(self, name: Any, flags: int, *more: Any, dir_fd: int | None = None, **named: Any) -> int:
+        path = self._full(name, dir_fd)
         if not self._inside(path):
-            return int(REAL["open"](path, flags, *more, **named))
+            return int(REAL["open"](name, flags, *more, dir_fd=dir_fd, **named))
 
         def real() -> int:
-            new = bool(flags & os.O_CREAT) and not Path(path).exists()
+            new = bool(flags & os.O_CREAT) and not os.path.lexists(path)
             if flags & os.O_TRUNC and not new:
-                self._note(str(path), 0, Path(path).stat().st_size)
-            handle = int(REAL["open"](path, flags, *more, **named))
-            self._paths[handle] = str(path)
+                self._note(path, 0, Path(path).stat().st_size)
+            handle = int(REAL["open"](name, flags, *more, dir_fd=dir_fd, **named))
+            self._paths[handle] = path
             if new:
                 self._changed(path, lambda: Path(path).exists() and REAL["unlink"](path))
             return handle
@@ -253,43 +258,47 @@ class Injector:
 
         return self._gate(name, real)
 
-    def _replace(self, source: Any, target: Any, **named: Any) -> Any:
-        if not self._inside(target):
-            return REAL["replace"](source, target, **named)
-
-        def real() -> None:
-            old = self._keep(target)
-            REAL["replace"](source, target)
-            if str(source) in self._bytes:
-                self._bytes[str(target)] = self._bytes.pop(str(source))
-
-            def undo() -> None:
-                REAL["replace"](target, source)
-                if old is not None:
-                    REAL["link"](old, target)
-
-            self._changed(target, undo)
-
-        return self._gate("replace", real)
-
-    def _unlink(self, path: Any, **named: Any) -> Any:
+    def _replace(self, source: Any, target: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> Any:
+        old_path, path = self._full(source, src_dir_fd), self._full(target, dst_dir_fd)
         if not self._inside(path):
-            return REAL["unlink"](path, **named)
+            return REAL["replace"](source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
         def real() -> None:
             old = self._keep(path)
-            REAL["unlink"](path)
-            if old is not None and "journal" not in str(path):  # the database is its own library's
-                self._changed(path, lambda: Path(path).parent.is_dir() and REAL["link"](old, path))
+            REAL["replace"](source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+            if old_path in self._bytes:
+                self._bytes[path] = self._bytes.pop(old_path)
+
+            def undo() -> None:
+                REAL["replace"](path, old_path)
+                if old is not None:
+                    REAL["replace"](old, path)
+
+            self._changed(path, undo)
+
+        return self._gate("replace", real)
+
+    def _unlink(self, name: Any, *, dir_fd: int | None = None) -> Any:
+        path = self._full(name, dir_fd)
+        if not self._inside(path):
+            return REAL["unlink"](name, dir_fd=dir_fd)
+
+        def real() -> None:
+            old = self._keep(path)
+            REAL["unlink"](name, dir_fd=dir_fd)
+            self._bytes.pop(path, None)
+            if old is not None and "journal" not in path:  # the database is its own library's
+                self._changed(path, lambda: Path(path).parent.is_dir() and REAL["replace"](old, path))
 
         return self._gate("unlink", real)
 
-    def _mkdir(self, path: Any, *more: Any, **named: Any) -> Any:
+    def _mkdir(self, name: Any, *more: Any, dir_fd: int | None = None) -> Any:
+        path = self._full(name, dir_fd)
         if not self._inside(path):
-            return REAL["mkdir"](path, *more, **named)
+            return REAL["mkdir"](name, *more, dir_fd=dir_fd)
 
         def real() -> None:
-            REAL["mkdir"](path, *more, **named)
+            REAL["mkdir"](name, *more, dir_fd=dir_fd)
             self._changed(path, lambda: self._forget_folder(path))
 
         return self._gate("mkdir", real)
@@ -300,12 +309,13 @@ class Injector:
             setattr(os, name, real)
         shutil.rmtree(path, ignore_errors=True)
 
-    def _rmdir(self, path: Any, **named: Any) -> Any:
+    def _rmdir(self, name: Any, *, dir_fd: int | None = None) -> Any:
+        path = self._full(name, dir_fd)
         if not self._inside(path):
-            return REAL["rmdir"](path, **named)
+            return REAL["rmdir"](name, dir_fd=dir_fd)
 
         def real() -> None:
-            REAL["rmdir"](path)
+            REAL["rmdir"](name, dir_fd=dir_fd)
             self._changed(path, lambda: REAL["mkdir"](path))
 
         return self._gate("rmdir", real)

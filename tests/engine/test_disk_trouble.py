@@ -18,7 +18,8 @@ from merges import MIB, hashes, linear, merge, nothing_looks_finished, plan, rec
 from weft.cli import main as command_line
 from weft.engine import reader
 from weft.engine.events import BytesRead
-from weft.engine.folder import OutputFolder
+from weft.engine.folder import HeldFolder
+from weft.engine.journal import Record
 from weft.engine.run import run
 from weft.engine.system import read_into
 from weft.errors import CheckpointError, DiskError, OutputError
@@ -96,10 +97,10 @@ def test_the_journal_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     config, out = {"merge_method": "passthrough", "models": [{"model": str(wide)}]}, tmp_path / "out"
     connect = weft.engine.journal._connect
 
-    def small(path: Path) -> sqlite3.Connection:
-        db = connect(path)
+    def small(path: Path) -> tuple[sqlite3.Connection, dict[str, Record]]:
+        db, found = connect(path)
         db.execute("PRAGMA max_page_count = 4")
-        return db
+        return db, found
 
     with monkeypatch.context() as patch:
         patch.setattr(weft.engine.journal, "_connect", small)
@@ -113,7 +114,7 @@ def test_the_journal_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_disk_fills_up_while_small_files_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     config, out = linear(*write_two(tmp_path)), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(OutputFolder, "write", failing(OutputFolder.write, errno.ENOSPC, after))
+        patch.setattr(HeldFolder, "write", failing(HeldFolder.write, errno.ENOSPC, after))
         with pytest.raises(DiskError, match="disk is full"):
             merge(config, out)
     assert not (out / "weft.json").exists() and (out / ".weft").is_dir()

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from merges import linear, plan, write_two
+from weft.engine.directory import Directory
 from weft.engine.events import Event, RunStarted, TensorDurable
-from weft.engine.folder import OutputFolder, drop_partials, durable
+from weft.engine.folder import drop_partials, durable
 from weft.engine.journal import Facts, Journal, Record
 from weft.engine.run import run
 from weft.engine.shard_writer import PARTIAL, ShardWriter
@@ -68,11 +69,11 @@ def test_a_newer_record_replaces_an_older(tmp_path: Path) -> None:
     assert records(path) == {"a.weight": newer, "b.weight": B}
 
 
-def test_forget(tmp_path: Path) -> None:
+def test_what_is_not_kept_is_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     journal(path, A, B)
     opened = Journal(path)
-    opened.forget(["a.weight", "never.there"])
+    opened.keep(["b.weight", "never.there"])
     opened.close()
     assert records(path) == {"b.weight": B}
 
@@ -113,12 +114,12 @@ def shard(name: str = "model.safetensors", size: int = 64) -> Shard:
 
 
 def test_a_partial_shard_is_continued(tmp_path: Path) -> None:
-    first = ShardWriter(tmp_path, [shard()])
+    first = ShardWriter(Directory.open(tmp_path), [shard()])
     assert first.fresh == [True]
     first.write(0, 20, memoryview(b"hello"))
     first.sync({0})
     first.close()
-    again = ShardWriter(tmp_path, [shard()])
+    again = ShardWriter(Directory.open(tmp_path), [shard()])
     assert again.fresh == [False]
     again.write(0, 16, memoryview(b"well"))
     again.close()
@@ -129,7 +130,7 @@ def test_a_partial_shard_is_continued(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", ["size", "header", "short"])
 def test_a_partial_shard_of_another_layout_is_begun_anew(tmp_path: Path, change: str) -> None:
     path = tmp_path / f"model.safetensors{PARTIAL}"
-    writer = ShardWriter(tmp_path, [shard()])
+    writer = ShardWriter(Directory.open(tmp_path), [shard()])
     writer.write(0, 16, memoryview(b"x" * 48))
     writer.close()
     if change == "header":
@@ -137,7 +138,7 @@ def test_a_partial_shard_of_another_layout_is_begun_anew(tmp_path: Path, change:
     elif change == "short":
         os.truncate(path, 40)
     wanted = shard(size=72 if change == "size" else 64)
-    again = ShardWriter(tmp_path, [wanted])
+    again = ShardWriter(Directory.open(tmp_path), [wanted])
     again.close()
     assert again.fresh == [True]
     assert path.read_bytes() == wanted.header + bytes(wanted.size - 16)
@@ -148,7 +149,7 @@ def test_shards_of_another_layout_are_removed_and_others_left(tmp_path: Path) ->
     stale = ["model-00001-of-00003.safetensors.partial", "model-00002-of-00003.safetensors.partial"]
     for name in (*keep, *stale):
         (tmp_path / name).write_bytes(b"x")
-    drop_partials(OutputFolder(tmp_path), ["model.safetensors"])
+    drop_partials(Directory.open(tmp_path), ["model.safetensors"])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(keep)
 
 

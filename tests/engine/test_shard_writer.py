@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weft.engine import shard_writer
+from weft.engine.directory import Directory
 from weft.engine.shard_writer import BOUNCE, PARTIAL, ShardWriter
 from weft.engine.system import anonymous_memory
 from weft.planner.graph import PAGE
@@ -37,7 +39,7 @@ WAYS = ["as it is", "no direct handle", "a direct handle that refuses"]
 
 def prepare(patch: pytest.MonkeyPatch, way: str) -> None:
     if way == "no direct handle":
-        patch.setattr(shard_writer, "open_direct", lambda path: None)
+        patch.delattr(os, "O_DIRECT", raising=False)
     if way == "a direct handle that refuses":
 
         def refuse(writer: ShardWriter, handle: int, offset: int, pages: memoryview) -> None:
@@ -58,7 +60,7 @@ def test_stretches_in_any_order_from_several_threads(
     random.Random(seed).shuffle(stretches)
     with pytest.MonkeyPatch.context() as patch:
         prepare(patch, way)
-        writer = ShardWriter(folder, [shard()])
+        writer = ShardWriter(Directory.open(folder), [shard()])
         with ThreadPoolExecutor(3) as threads:
             list(threads.map(lambda s: writer.write(0, PAGE + s[0], data[s[0] : s[1]]), stretches))
         writer.sync({0})
@@ -70,7 +72,7 @@ def test_other_errors_of_a_direct_handle_are_errors(tmp_path: Path, monkeypatch:
     def full(file: int, offset: int, data: memoryview) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    writer = ShardWriter(tmp_path, [shard()])
+    writer = ShardWriter(Directory.open(tmp_path), [shard()])
     monkeypatch.setattr(shard_writer, "write_at", full)
     with pytest.raises(OSError, match="full"):
         writer.write(0, PAGE, filled(0))

@@ -11,7 +11,7 @@ import pytest
 
 from cli.command import weft
 from merges import MODULES, SIDE, linear, merge, plan, recipe, small_tensors, write_model
-from weft.engine.folder import OutputFolder
+from weft.engine.folder import HeldFolder, hold
 from weft.engine.run import run
 from weft.engine.swap import finish_swap
 from weft.engine.verify import verify
@@ -109,8 +109,8 @@ def test_an_intent_does_not_lead_out_of_the_folder(models: tuple[Path, Path], tm
         swap[key] = [name]
         (out / ".weft/swap").write_text(json.dumps(swap))
         (out / ".weft/link:precious.json.new").write_bytes(b"bad")
-        with pytest.raises(OutputError):
-            finish_swap(OutputFolder(out))
+        with pytest.raises(OutputError), hold(out) as folder:
+            finish_swap(folder)
         assert (elsewhere / "precious.json").read_bytes() == b"precious"
 
 
@@ -119,17 +119,19 @@ def test_a_swap_that_was_stopped_anywhere_is_ended(models: tuple[Path, Path], tm
     names, gone = ["a/b/one.json", "two.json"], ["a/old.json", "c/d/old.json", "e"]
     for stop in range(20):
         out = tmp_path / str(stop)
-        folder = OutputFolder(out)
         for name in gone:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).touch()
-        folder.work.mkdir()
-        for name in names:
-            folder.write(name, name.encode())
-        folder.intent.write_text(json.dumps({"shards": [], "files": names, "remove": gone}))
-        if not _stopped(folder, stop):
-            break
-        finish_swap(folder)
+        (out / ".weft").mkdir()
+        with hold(out) as folder:
+            for name in names:
+                folder.write(name, name.encode())
+            folder.intent.write_text(json.dumps({"shards": [], "files": names, "remove": gone}))
+            if not _stopped(folder, stop):
+                break
+        with hold(out) as folder:
+            if not finish_swap(folder):
+                folder.close()
         found = {path.relative_to(out).as_posix() for path in out.rglob("*")}
         assert found - {".weft"} == {"a", "a/b", "a/b/one.json", "two.json"}
     assert stop > 10
@@ -139,7 +141,7 @@ class _Stop(BaseException):
     pass
 
 
-def _stopped(folder: OutputFolder, stop: int) -> bool:
+def _stopped(folder: HeldFolder, stop: int) -> bool:
     """Begin a swap that ends at the so manieth change of names; whether it came to that."""
     calls = iter(range(100))
 
