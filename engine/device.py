@@ -70,6 +70,14 @@ def peak_device_memory(device: str) -> int:
     return int(torch.cuda.max_memory_reserved(torch.device(device)))
 
 
+def release_device_memory(device: str) -> None:
+    """Give back what torch keeps of a device's memory for later, now that nothing uses it."""
+    if device != "cpu":
+        import torch
+
+        torch.cuda.empty_cache()
+
+
 def pin(memory: torch.Tensor) -> None:
     """Fix host memory in its place, so that a device copies from it by itself. Where that is refused, copies are slower only.
 

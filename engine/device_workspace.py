@@ -72,6 +72,13 @@ class DeviceWorkspace(Rows):
         computed = self._streams.compute(lambda: None, [])
         self._streams.wait([computed, *(event for event in self._stored if event is not None)])
 
+    def close(self) -> None:
+        """See `Workspace`."""
+        empty = self._slots.new_empty(0)
+        self._memory = self._rows = self._doubles = self._slots = empty
+        self._kernel = None
+        self._widened, self._stored = [None] * SLOTS, [None] * SLOTS
+
     def _inputs_of(self, slot: int, sources: list[torch.Tensor]) -> list[torch.Tensor]:
         """Where a block of each input goes in a slot; the output's place is at the slot's end."""
         places, offset = [], 0

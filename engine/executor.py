@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import networkx as nx
@@ -27,7 +28,7 @@ from ..planner.plan import Plan
 from ..planner.recipe import files_of
 from ..planner.schedule import Buffer, Schedule
 from .compute import Fold
-from .device import settle
+from .device import release_device_memory, settle
 from .events import BytesRead, MemoryHeld, Observer, TaskEnded, TaskStarted, TensorDurable, TensorWritten
 from .journal import Facts, Record
 from .parts import Cutter, Part, benches
@@ -35,7 +36,7 @@ from .pool import Pool
 from .proof import proofs
 from .reader import Inputs, Reader
 from .system import write_error
-from .threads import Crew
+from .threads import Crew, persistently
 
 READERS = 2
 WRITERS = 2
@@ -107,7 +108,10 @@ class Ledger(Protocol):
 
 
 class Executor:
-    """Runs one schedule of a plan. Create, `run`, and `close` whatever happens; after an error, what was durable stays so."""
+    """Runs one schedule of a plan, within `with`, at whose end its threads have ended and its memory is given back.
+
+    After an error, what was durable stays so.
+    """
 
     def __init__(
         self,
@@ -121,13 +125,7 @@ class Executor:
     ) -> None:
         self.plan, self.graph, self.schedule = plan, graph, schedule
         self.writer, self.journal, self.observer = writer, journal, observer
-        self.pool = Pool(schedule.arena, pinned=not plan.options.budget.on_host)
         self.proofs = proofs(plan)
-        self.cutter = Cutter(plan, graph, schedule, self.pool)
-        self.benches = benches(plan)
-        self.reader = Reader(inputs)
-        for file in plan.files():
-            self.reader.open(file)
         self.tensors: dict[int, _TensorState] = {}
         self.states: dict[int, _StepState] = {}
         self.computed = _Prefix(len(schedule.steps))
@@ -144,14 +142,31 @@ class Executor:
         self.records: list[Record] = []
         self._done: queue.SimpleQueue[tuple[object, BaseException | None]] = queue.SimpleQueue()
 
-        def report(outcome: object, error: BaseException | None) -> None:
-            self._done.put((outcome, error))
-
-        self.readers: Crew[tuple[int, Buffer]] = Crew("read", READERS, self._read, report)
-        self.workers: Crew[tuple[int, Part]] = Crew("compute", len(self.benches), self._compute, report)
-        self.writers: Crew[tuple[int, int]] = Crew("write", WRITERS, self._write, report)
         self._commits: queue.SimpleQueue[Record] = queue.SimpleQueue()
-        self.committer: Crew[int | None] = Crew("commit", 1, self._commit, report)
+        with ExitStack() as taken:
+            self.pool = taken.enter_context(closing(Pool(schedule.arena, pinned=not plan.options.budget.on_host)))
+            taken.callback(release_device_memory, plan.options.budget.device)
+            self.cutter = Cutter(plan, graph, schedule, self.pool)
+            self.benches = [taken.enter_context(closing(bench)) for bench in benches(plan)]
+            self.reader = taken.enter_context(closing(Reader(inputs)))
+            for file in plan.files():
+                self.reader.open(file)
+            self.readers: Crew[tuple[int, Buffer]] = self._crew(taken, "read", READERS, self._read)
+            self.workers: Crew[tuple[int, Part]] = self._crew(taken, "compute", len(self.benches), self._compute)
+            self.writers: Crew[tuple[int, int]] = self._crew(taken, "write", WRITERS, self._write)
+            self.committer: Crew[int] = self._crew(taken, "commit", 1, self._commit)
+            self._taken = taken.pop_all()
+
+    def _crew(self, taken: ExitStack, name: str, count: int, work: Callable[[Any, int], object]) -> Crew[Any]:
+        crew = Crew(name, count, work, lambda outcome, error: self._done.put((outcome, error)))
+        taken.callback(crew.close, drop=True)
+        return crew
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.close(finish=kind is None)
 
     # The loop of the calling thread.
 
@@ -165,18 +180,27 @@ class Executor:
             except queue.Empty:
                 continue
             if error is not None:
-                raise error
+                try:
+                    raise error
+                finally:
+                    del outcome, error  # an error that refers to itself, by this frame, would outlive its last reader
             self._handle(outcome)
             self._take_places()
 
     def close(self, *, finish: bool) -> None:
-        """End all threads. Tensors that are written completely become durable even if not `finish`."""
+        """End all threads, however often Ctrl-C is pressed meanwhile: they use what is closed after them.
+
+        Tensors that are written completely become durable even if not `finish`.
+        """
+        persistently(partial(self._close, finish=finish))
+
+    def _close(self, *, finish: bool) -> None:
         for crew in (self.readers, self.workers, self.writers):
             crew.close(drop=not finish)
         self.committer.put(0)
         self.committer.close(drop=False)
-        self.reader.close()
-        self.pool.close()
+        self.passing.clear()
+        self._taken.close()
 
     def _handle(self, outcome: object) -> None:
         match outcome:

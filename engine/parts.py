@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
@@ -26,12 +24,25 @@ if TYPE_CHECKING:
     from .workspace import Workspace
 
 
-@dataclass(frozen=True, slots=True)
 class Bench:
     """What one worker works with; only parts that compute have scratch rows, and load torch for them."""
 
-    scanner: Scanner
-    space: Callable[[], Workspace]
+    def __init__(self, plan: Plan) -> None:
+        self.scanner = Scanner()
+        self._plan = plan
+        self._space: Workspace | None = None
+
+    def space(self) -> Workspace:
+        """The scratch rows, made when they are first asked for, by the worker's own thread."""
+        if self._space is None:
+            self._space = _workspace(self._plan)
+        return self._space
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self._space is not None:
+            self._space.close()
+            self._space = None
 
 
 Part = Callable[[Bench], Facts | int | None]
@@ -42,7 +53,7 @@ def benches(plan: Plan) -> list[Bench]:
     """One for each thread that computes."""
     budget = plan.options.budget
     workers = budget.workers if budget.on_host else device_workers(budget)
-    return [Bench(Scanner(), cache(lambda: _workspace(plan))) for _ in range(workers)]
+    return [Bench(plan) for _ in range(workers)]
 
 
 def _workspace(plan: Plan) -> Workspace:

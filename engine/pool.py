@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from .device import pin, unpin
-from .system import anonymous_memory
+from .system import anonymous_memory, release_memory
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +35,10 @@ class Pool:
     def __init__(self, nbytes: int, *, pinned: bool = False) -> None:
         self._memory = anonymous_memory(nbytes)
         self._view = memoryview(self._memory)
-        self._pinned = pinned
+        self._pinned = False
         if pinned:
             pin(self._bytes)
+            self._pinned = True
 
     def bytes(self, offset: int, nbytes: int) -> memoryview:
         """A buffer's bytes."""
@@ -49,9 +50,11 @@ class Pool:
         return self._bytes[offset : offset + count * kind.itemsize].view(kind)
 
     def close(self) -> None:
-        """Let pinned memory go."""
+        """Give the memory back; nothing uses it any more. May be called again."""
         if self._pinned:
+            self._pinned = False
             unpin(self._bytes)
+        release_memory(self._memory)
 
     @cached_property
     def _bytes(self) -> torch.Tensor:

@@ -193,13 +193,8 @@ def _make(
             if plan.routers:
                 observer(PhaseStarted("making the router"))
             routings = prepare_routers(plan, folder.work, inputs, show=show_routing)
-            executor = Executor(plan, graph, schedule, inputs, sink, journal, observer)
-            complete = False
-            try:
+            with Executor(plan, graph, schedule, inputs, sink, journal, observer) as executor:
                 executor.run()
-                complete = True
-            finally:
-                executor.close(finish=complete)
         sink.sync(set(made))
     by_name = {record.name: record for record in (*records.values(), *executor.records)}
     return _Done(by_name, len(records), executor.bytes_read, memory, routings)

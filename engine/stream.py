@@ -8,6 +8,7 @@ import tempfile
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from .fetch import fetch
 from .journal import Record
 from .pool import torch_dtype
 from .router import check_can_route, prepare_routers
+from .threads import Crew, persistently
 
 
 class _Stopped(Exception):
@@ -115,34 +117,26 @@ def stream(plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
             number = numbers[event.name]
             hand_over((number, collector.take(number)))
 
-    def work() -> None:
+    def work(job: int, thread: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             prepare_routers(plan, Path(folder), inputs)
             execute()
 
     def execute() -> None:
-        executor = Executor(plan, plan.graph, plan.schedule, inputs, collector, collector, observe)
-        complete = False
-        try:
-            executor.run()
-            complete = True
-        finally:
-            if not complete:
+        with Executor(plan, plan.graph, plan.schedule, inputs, collector, collector, observe) as executor:
+            try:
+                executor.run()
+            except BaseException:
                 collector.stop()  # or writers would wait for a receiver who gets nothing more
-            executor.close(finish=complete)
+                raise
 
-    def report() -> None:
-        outcome: BaseException | None = None
-        try:
-            work()
-        except BaseException as error:  # raised again where the tensors are received
-            outcome = error
+    def report(outcome: object, error: BaseException | None) -> None:
         with contextlib.suppress(_Stopped):
-            hand_over(outcome)
+            hand_over(error)  # raised again where the tensors are received
 
-    worker = threading.Thread(target=report, name="weft-stream", daemon=True)
-    worker.start()
+    worker: Crew[int] = Crew("stream", 1, work, report)
     try:
+        worker.put(0)
         while (item := done.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
@@ -154,5 +148,5 @@ def stream(plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
     finally:
         stopping.set()
         collector.stop()
-        worker.join()
+        persistently(partial(worker.close, drop=True))
         torch.set_num_threads(threads)

@@ -126,6 +126,16 @@ def anonymous_memory(nbytes: int) -> mmap.mmap:
     return memory
 
 
+def release_memory(memory: mmap.mmap) -> None:
+    """Give back what `memory` holds, at once and whoever has views of it: what they see from now on is zeros.
+
+    It cannot be unmapped before the last view is gone, and a view may be in the traceback of an error that somebody keeps.
+    """
+    if hasattr(memory, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+        with contextlib.suppress(OSError, ValueError):
+            memory.madvise(mmap.MADV_DONTNEED)
+
+
 def resident_memory() -> int:
     """Bytes of this process that are in memory now (its peak, where the system tells only that)."""
     with contextlib.suppress(OSError, ValueError):

@@ -36,6 +36,9 @@ class Workspace(Scratch, Protocol):
     def finish(self) -> None:
         """Return when everything that was begun is done."""
 
+    def close(self) -> None:
+        """Give the memory back; nothing uses it any more."""
+
 
 class Rows:
     """Scratch rows laid out for a kernel: those of the inputs first, then the kernel's own, then a spare one."""
@@ -81,7 +84,8 @@ class HostWorkspace(Rows):
     """Computes where tensors are read: nothing is copied but into float32."""
 
     def __init__(self, nbytes: int) -> None:
-        super().__init__(Pool(nbytes).tensor(0, "U8", nbytes), 1)
+        self._pool = Pool(nbytes)
+        super().__init__(self._pool.tensor(0, "U8", nbytes), 1)
 
     def feed(
         self, kernel: Kernel, views: list[torch.Tensor], ranges: Ranges, cast: torch.dtype | None, stride: int = 1
@@ -101,3 +105,7 @@ class HostWorkspace(Rows):
 
     def finish(self) -> None:
         """Nothing is left to wait for."""
+
+    def close(self) -> None:
+        """See `Workspace`."""
+        self._pool.close()
