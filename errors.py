@@ -10,7 +10,7 @@
     │   ├── BudgetError       what would do
     │   └── DiskError         how much is missing
     ├── PlatformError     2   an operating system on which it does not run
-    └── Interrupted     130   stopped; the same command continues
+    └── Interrupted     130   stopped; the same command continues (of the command line: 143 by SIGTERM, 129 by SIGHUP)
 
 Anything else that is raised is a bug, and prints a traceback.
 """

@@ -1,82 +1,108 @@
-"""The `weft` command. Each subcommand is one file of this package; what is heavy is imported when a command runs."""
+"""The `weft` command from its first moment to its last: whatever ends it is one line on stderr and an exit code.
+
+This module imports next to nothing, so that Ctrl-C is understood before the libraries are loaded, which takes longer than many
+commands.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from typing import Annotated
+from contextlib import suppress
+from types import FrameType
+from typing import Any
 
-import typer
-
-from .. import __version__
-from .diff import diff
-from .explain import explain
-from .inspect import inspect
-from .methods import methods
-from .plan import plan
-from .run import run
-from .schema import schema
-from .status import status
-from .terminal import one_line
-from .verify import verify
-
-app = typer.Typer(
-    name="weft",
-    help="Merge language-model checkpoints in the memory you allow. Takes mergekit's YAML configs.",
-    epilog="Example: weft run configs/slerp.yaml ./merged --ram 4GiB",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # boxes leave no room for words in 80 columns
-)
-app.command(
-    short_help="Show what a merge will do and cost, from headers alone.",
-    epilog="Example: weft plan configs/ties.yaml ./merged --ram 2GiB",
-)(plan)
-app.command(
-    short_help="Merge; after a stop the same command continues.", epilog="Example: weft run configs/ties.yaml ./merged --ram 2GiB"
-)(run)
-app.command(
-    short_help="Say where one tensor of a merge comes from.",
-    epilog="Example: weft explain configs/slerp.yaml layers.7.mlp.up_proj",
-)(explain)
-app.command(short_help="Say what a model is, without its weights.", epilog="Example: weft inspect Qwen/Qwen2.5-0.5B")(inspect)
-app.command(short_help="Show how two models differ.", epilog="Example: weft diff ./base ./merged --ram 512MiB")(diff)
-app.command(short_help="Check a result against its checksums, and repair it.", epilog="Example: weft verify ./merged --repair")(
-    verify
-)
-app.command(short_help="Say how far a running or stopped merge is.", epilog="Example: weft status ./merged")(status)
-app.command(short_help="List the merge methods and their parameters.", epilog="Example: weft methods")(methods)
-app.command(short_help="Print the JSON Schema of the config, for editors.", epilog="Example: weft schema > weft.schema.json")(
-    schema
-)
+STOPPED = "stopped; give the same command again to continue"
 
 
-def _version(value: bool) -> None:
-    if value:
-        print(f"weft {__version__}")
-        raise typer.Exit
+class _Stopping:
+    """Ctrl-C and the signals with which terminals, batch systems and containers end a process all raise KeyboardInterrupt.
 
+    `number`: the first that came; None so far. Those that the caller let us ignore (`nohup`, jobs of a shell) stay ignored.
+    """
 
-@app.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-) -> None:
-    """Merge language-model checkpoints in the memory you allow."""
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.over = False
+        self._before: dict[int, Any] = {}
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            with suppress(ValueError):  # not in the main thread, where no signal arrives
+                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._stop)
+
+    def end(self) -> None:
+        """Nothing is left that could be stopped: what the caller had is there again, or the process ends and hears no more."""
+        self.over = True
+        if self.number is None:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self.over:
+            return
+        self.number = self.number or number
+        raise KeyboardInterrupt
+
+    @property
+    def exit_code(self) -> int:
+        """As shells count the ends by signals."""
+        return 128 + (self.number or signal.SIGINT)
 
 
 def main() -> None:
-    """Run the command line; errors meant for people are one line on stderr and an exit code."""
+    """Run the command line and end the process."""
+    stopping = _Stopping()
+    try:
+        try:
+            message, code = _command()
+        finally:
+            stopping.end()
+    except KeyboardInterrupt:
+        message, code = STOPPED, stopping.exit_code
+    except Exception:
+        # A library may make an error of its own of what stopped it: "the package could not be imported".
+        if stopping.number is None:
+            raise
+        message, code = STOPPED, stopping.exit_code
+    if stopping.number is not None and code:
+        message, code = message if code == _INTERRUPTED else STOPPED, stopping.exit_code
+    _end(message, code)
+
+
+_INTERRUPTED = 130
+"""The exit code of what knows that it was interrupted."""
+
+
+def _command() -> tuple[str, int]:
+    """What is to be said of the command's end, and its exit code."""
     from ..errors import WeftError, check_platform
+    from .terminal import one_line
 
     try:
         check_platform()
+        from .app import app
+
         app(prog_name="weft")
     except WeftError as error:
-        print(f"weft: {one_line(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("weft: stopped", file=sys.stderr)
-        sys.exit(130)
+        return one_line(str(error)), error.exit_code
     except BrokenPipeError:
         sys.stderr.close()
-        sys.exit(1)
+        return "", 1
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        return STOPPED if code == _INTERRUPTED else "", code
+    return "", 0
+
+
+def _end(message: str, code: int) -> None:
+    try:
+        if message:
+            print(f"weft: {message}", file=sys.stderr)
+        sys.stdout.flush()
+    except (OSError, ValueError):  # the terminal is gone: Python would say so there once more
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from golden.compare import difference, load, token_ids
 from merges import environment
-from weft.cli.main import app
+from weft.cli.app import app
 from weft.ops.registry import methods
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -16,6 +16,7 @@ import transformers
 import yaml
 
 import weft
+from cli.command import stopped_at
 from cli.command import weft as command
 from merges import environment, hashes, merge, nothing_looks_finished, plan, write_config
 from mixtures import GOLDEN, LLAMA3, PROMPTS, SLIDING, logits, make_model, mixture, tensors, text
@@ -236,6 +237,16 @@ def layers_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(BaseLayers, "load", noted)
     return ran
+
+
+def test_ctrl_c_while_transformers_is_imported(tmp_path: Path) -> None:
+    """Which takes seconds; the package does not lack only because its import was stopped."""
+    base = make_model(tmp_path / "base", "Llama")
+    config = write_config(tmp_path / "config.yaml", mixture(base, [base, base]))
+    command = ("run", str(config), str(tmp_path / "out"), "-q")
+    outcome = stopped_at("transformers", signal.SIGINT, *command, swallow=True)
+    assert (outcome.code, outcome.err) == (130, "weft: stopped; give the same command again to continue\n")
+    assert not (tmp_path / "out").exists()
 
 
 def test_killed_while_the_router_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

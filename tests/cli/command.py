@@ -63,3 +63,35 @@ def finished_looking(out: Path) -> list[str]:
         return [str(out)] if out.exists() else []
     patterns = ("config.json", "model*.safetensors", "*.index.json", "weft.json", "README.md", "tokenizer*")
     return sorted(path.name for pattern in patterns for path in out.glob(pattern))
+
+
+STOPPED_AT_IMPORT = """
+import os, signal, sys, time
+name, number, swallow = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "swallow"
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Finder:
+    def find_spec(self, module, path=None, target=None):
+        if module == name:
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(5)
+            except KeyboardInterrupt:
+                if swallow:
+                    raise ImportError(f"cannot import {name}", name=name) from None
+                raise
+
+sys.meta_path.insert(0, Finder())
+sys.argv = ["weft", *sys.argv[4:]]
+from weft.cli.main import main
+main()
+"""
+"""The command, to which a signal comes while it imports a module; some libraries make an error of their own of that."""
+
+
+def stopped_at(module: str, number: int, *command: str, swallow: bool = False) -> Outcome:
+    arguments = [sys.executable, "-c", STOPPED_AT_IMPORT, module, str(number), "swallow" if swallow else "", *command]
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"}, timeout=60
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)

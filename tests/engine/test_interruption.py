@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from cli.command import weft
 from merges import (
     MIB,
@@ -117,7 +119,8 @@ def test_killed_at_any_time(tmp_path: Path, big_models: tuple[Path, Path]) -> No
     assert killed, waits
 
 
-def test_interrupted_from_the_keyboard(tmp_path: Path, big_models: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_by_a_signal(tmp_path: Path, big_models: tuple[Path, Path], number: signal.Signals, code: int) -> None:
     config = write_config(tmp_path / "config.yaml", recipe("ties", *big_models))
     out = tmp_path / "out"
     process = subprocess.Popen(
@@ -130,12 +133,14 @@ def test_interrupted_from_the_keyboard(tmp_path: Path, big_models: tuple[Path, P
     assert process.stderr is not None
     while not (line := process.stderr.readline()).startswith("written "):
         assert "tensors, " in line, line  # on a busy machine the progress comes first
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     lines = [line for line in errors.splitlines() if not line.startswith("written ") and "tensors, " not in line]
     assert lines == [f"weft: stopped; what is done is kept in {out}: give the same command again to continue"]
     assert nothing_looks_finished(out)
+    if number != signal.SIGINT:
+        return
     again = weft("run", config, out, "--ram", "64MiB")
     assert again.code == 0 and "tensors are done already" in again.err and "reused" in again.out
     merge(recipe("ties", *big_models), tmp_path / "undisturbed")
