@@ -73,7 +73,8 @@ class DeviceWorkspace(Rows):
         self._streams.wait([computed, *(event for event in self._stored if event is not None)])
 
     def close(self) -> None:
-        """See `Workspace`."""
+        """See `Workspace`; copies from or to the memory beside the device may be under way after an error."""
+        self._streams.rest()
         empty = self._slots.new_empty(0)
         self._memory = self._rows = self._doubles = self._slots = empty
         self._kernel = None

@@ -11,6 +11,7 @@ late as it may.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +34,9 @@ class Streams(Protocol):
 
     def wait(self, events: Iterable[Event]) -> None:
         """Return when these events have happened."""
+
+    def rest(self) -> None:
+        """Return when nothing is under way any more, also after an error in the midst of it."""
 
 
 class CudaStreams:
@@ -59,6 +63,11 @@ class CudaStreams:
         """See `Streams`."""
         for event in events:
             event.synchronize()
+
+    def rest(self) -> None:
+        """See `Streams`."""
+        with suppress(RuntimeError):  # of a device that failed, which was told already
+            torch.cuda.synchronize(self._compute.device)
 
     @staticmethod
     def _queue(stream: torch.cuda.Stream, work: Callable[[], object], after: Iterable[Event]) -> Event:

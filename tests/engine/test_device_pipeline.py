@@ -6,7 +6,9 @@ before it is widened, computes before the copy is there, or overwrites a result 
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +60,10 @@ class LazyStreams:
     def wait(self, events: Iterable[Task]) -> None:
         for event in events:
             self._run(event)
+
+    def rest(self) -> None:
+        for queue in self.queues.values():
+            self.wait(list(queue))
 
     def _queue(self, name: str, work: Callable[[], object], after: Iterable[Task]) -> Task:
         task = Task(work, list(after))
@@ -173,3 +179,17 @@ def test_the_budget_decides_how_much_is_handled_at_once() -> None:
     assert seen[0] > seen[1] > seen[2] >= 1
     with pytest.raises(BudgetError, match="would do"):
         divide(Budget(1 << 30, 1 << 20, 2, "cuda:0"), [made], [[2, 2, 2]])
+
+
+def test_a_workspace_that_is_closed_holds_nothing_and_waits_for_copies() -> None:
+    streams = LazyStreams(0, 0.0)
+    space = DeviceWorkspace(CPU, streams, 1 << 16, 1 << 12, 1)
+    held = [weakref.ref(space._memory.untyped_storage()), weakref.ref(space._slots.untyped_storage())]
+    copied = streams.copy_out(lambda: None, [])
+    space.close()
+    assert copied.done
+    gc.disable()
+    try:
+        assert [storage() for storage in held] == [None, None]
+    finally:
+        gc.enable()

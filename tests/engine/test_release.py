@@ -15,9 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 
 from merges import MIB, environment, linear, merge, plan, recipe, write_config, write_two
+from weft.engine.events import ignore
+from weft.engine.executor import Executor
+from weft.engine.fetch import fetch
+from weft.engine.stream import _Collector, stream
 from weft.errors import WeftError
+from weft.planner.config import load_config
+from weft.planner.memory import Budget
+from weft.planner.plan import Options, make_plan
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -96,8 +105,6 @@ def without_collector() -> Iterator[None]:
 def test_each_call_fails_in_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_collector: None, failure: str, way: str
 ) -> None:
-    from weft.engine.stream import stream
-
     owner, name, error = FAILURES[failure]
     config = linear(*write_two(tmp_path))
     made = plan(config)
@@ -127,6 +134,28 @@ def test_each_call_fails_in_turn(
         assert held() == before, f"call {failed + 1} of {owner.__name__}.{name}"
         failed += 1
     assert failed > (1 if way == "run" else 0)
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_pinned_memory_is_let_go_where_what_follows_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    pinned: list[str] = []
+
+    def pin(memory: torch.Tensor) -> None:
+        if refused:
+            raise RuntimeError("no more memory can be pinned")
+        pinned.append("pinned")
+
+    monkeypatch.setattr("weft.engine.pool.pin", pin)
+    monkeypatch.setattr("weft.engine.pool.unpin", lambda memory: pinned.append("let go"))
+    base, other = write_two(tmp_path)
+    config = load_config(yaml.safe_dump(linear(base, other)))
+    made = make_plan(config, Options(Budget(64 * MIB, 256 * MIB, 1, "cuda:0")))
+    inputs, sink = fetch(made, quiet=True), _Collector(made)
+    (other / "model.safetensors").unlink()
+    before = held()
+    with pytest.raises((WeftError, RuntimeError)):
+        Executor(made, made.graph, made.schedule, inputs, sink, sink, ignore)
+    assert pinned == ([] if refused else ["pinned", "let go"]) and held() == before
 
 
 PRESSED_TWICE = """
