@@ -14,6 +14,7 @@ from .config import LoadedConfig
 from .dtypes import FROM_CONFIG, MERGED
 from .recipe import Recipe, Source, copy_recipe, method_recipe
 from .sites import Site, Use
+from .unused import Unused
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class RecipeMaker:
     def __init__(self, config: LoadedConfig, method: Method, base_label: str, seed: int) -> None:
         self.config, self.method, self.base_label, self.seed = config, method, base_label, seed
         self._notes: dict[str, list[str]] = {}
+        self._unused = Unused(config, method)
 
     def make(self, sites: Iterable[Site]) -> Recipes:
         """Raises ConfigError and CheckpointError, naming the tensor."""
@@ -40,7 +42,7 @@ class RecipeMaker:
                 raise CheckpointError(f"tensor '{recipe.name}' would be written by two modules: name modules as the tensors do")
             seen.add(recipe.name)
         notes = tuple(f"{len(names)} tensors {what} (such as {names[0]})" for what, names in self._notes.items())
-        return Recipes(tuple(recipes), notes)
+        return Recipes(tuple(recipes), (*notes, *self._unused.notes()))
 
     def _recipe(self, site: Site) -> Recipe:
         name, config, merge = site.name, self.config, self.config.merge
@@ -48,6 +50,7 @@ class RecipeMaker:
         uses = taking_part(self.method, site)
         for use in uses[1:]:
             check_alike(config, name, uses[0], use)
+        self._unused.see(site, uses, taken=False)
         first = uses[0].tensor
         base = next((use for use in uses if use.source.is_base), uses[0])
         if first.dtype not in MERGED:
@@ -57,6 +60,7 @@ class RecipeMaker:
         dtype = FROM_CONFIG[chosen] if chosen else base.tensor.dtype
         if (len(uses) == 1 and len(site.run.sources) > 1) or 0 in first.shape:
             return self._copy(name, uses[0], dtype)
+        self._unused.see(site, uses, taken=True)
         arguments = evaluate(config, self.method, self.seed, site, uses)
         inputs = tuple(use.tensor for use in uses)
         try:
