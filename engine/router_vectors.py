@@ -90,7 +90,9 @@ def _token_ids(router: Router) -> dict[str, list[int]]:
         if not ids:
             raise CheckpointError(f"{label}: its tokenizer makes no tokens of the prompt {text!r}: write another")
         if max(ids) >= router.embedding.shape[0]:
-            raise CheckpointError(f"{label}: its tokenizer has tokens for which the embedding has no rows: fetch it again")
+            raise CheckpointError(
+                f"{label}: its tokenizer has tokens for which the embedding has no rows: it is of another model"
+            )
         found[text] = ids
     return found
 

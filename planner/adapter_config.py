@@ -53,7 +53,7 @@ def read_config(store: Store) -> Mapping[str, Any]:
     try:
         config = loads(store.read(CONFIG))
     except ValueError as error:
-        raise CheckpointError(f"{where}: {error}; fetch it again") from None
+        raise CheckpointError(f"{where}: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise CheckpointError(f"{where}: not the config of an adapter: it has no peft_type")
     if config["peft_type"] != "LORA":

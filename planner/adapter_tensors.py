@@ -70,7 +70,7 @@ def sort_tensors(label: str, tensors: Iterable[InputTensor]) -> AdapterTensors:
     for module, pair in parts.pairs.items():
         for side, other in (("A", "B"), ("B", "A")):
             if side not in pair.factors:
-                raise CheckpointError(f"{label}: '{pair.factors[other].name}' has no lora_{side} beside it; fetch it again")
+                raise CheckpointError(f"{label}: '{pair.factors[other].name}' has no lora_{side} beside it: half of an update")
         for tensor in pair.factors.values():
             if tensor.dtype not in MERGED:
                 raise CheckpointError(f"{label}: '{tensor.name}' has dtype {tensor.dtype}, which is no floating-point type")

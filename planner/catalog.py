@@ -91,7 +91,7 @@ def open_checkpoint(store: Store, *, quantized: bool = False) -> Checkpoint:
     if not tensors:
         raise CheckpointError(f"{store.label}: there are no tensors in {', '.join(names)}")
     if not quantized:
-        refuse_quantized(store.label, config, tensors)
+        refuse_quantized(store.label, config, {name: tensor.dtype for name, tensor in tensors.items()})
     return Checkpoint(store.label, store, config, tensors, tuple(files), known_side_files(store, sizes))
 
 
@@ -146,7 +146,9 @@ def _complete(label: str, names: list[str]) -> None:
     totals = {int(match[2]) for match in numbered if match}
     present = {int(match[1]) for match in numbered if match}
     if len(totals) > 1:
-        raise CheckpointError(f"{label}: {names[0]} and {names[-1]} are shards of different models; fetch it again")
+        raise CheckpointError(
+            f"{label}: {names[0]} and {names[-1]} are shards of different models: remove what does not belong here"
+        )
     missing = next((number for number in range(1, max(totals) + 1) if number not in present), None)
     if missing is not None:
         raise CheckpointError(f"{label}: missing weights: shard {missing} of {max(totals)} is not there; fetch it again")
@@ -189,7 +191,7 @@ def _json_map(store: Store, name: str, sizes: Mapping[str, int]) -> dict[str, An
     try:
         value = loads(store.read(name))
     except ValueError as error:
-        raise CheckpointError(f"{label}: {error}; fetch it again") from None
+        raise CheckpointError(f"{label}: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{label}: not a map")
     return value

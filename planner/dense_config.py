@@ -21,7 +21,7 @@ def check_sizes(label: str, config: Mapping[str, Any]) -> None:
         if value is None and key in _NEEDED:
             raise CheckpointError(f"{label}/config.json: has no '{key}', so it is no dense language model that weft knows")
         if value is not None and (type(value) is not int or value < (0 if key == "max_window_layers" else 1)):
-            raise CheckpointError(f"{label}/config.json: '{key}' is {short(value)}, and no size: fetch it again")
+            raise CheckpointError(f"{label}/config.json: '{key}' is {short(value)}, and no size")
 
 
 def head_width(config: Mapping[str, Any]) -> int:

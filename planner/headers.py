@@ -96,7 +96,7 @@ def safetensors_header(read: ReadRange, size: int, label: str, *, any_dtype: boo
     if end > size:
         raise CheckpointError(f"{label}: cut short: {size} bytes, its header promises {end} (a broken download? fetch it again)")
     if end < size:
-        raise CheckpointError(f"{label}: {size - end} bytes more than its header describes; fetch it again")
+        raise CheckpointError(f"{label}: {size - end} bytes more than its header describes: save the model again as safetensors")
     return FileHeader(tuple(tensors), hashlib.sha256(raw).hexdigest()[:32])
 
 

@@ -22,7 +22,8 @@ def loads(data: bytes, *, values: int = MANY_VALUES, pairs: Callable[[Pairs], An
     """The value of a JSON text in UTF-8 with at most so many `values` in it.
 
     `pairs` makes a map of its entries, as json's object_pairs_hook. With `text` no string holds half of a surrogate pair, which
-    could not be written again. Raises ValueError with what is wrong: "not valid JSON", "nested too deep".
+    could not be written again. Raises ValueError with what is wrong: "nested too deep", "not valid JSON", and what to do
+    where that is because the text is cut short, or git fetched a pointer in its place.
     """
     if data.count(b",") + data.count(b"[") + data.count(b"{") > values:
         raise ValueError(f"larger than anything that is honest: more than {values:,} values")
@@ -32,11 +33,22 @@ def loads(data: bytes, *, values: int = MANY_VALUES, pairs: Callable[[Pairs], An
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deep") from None
-    except ValueError:
-        raise ValueError("not valid JSON") from None
+    except ValueError as error:
+        raise ValueError(f"not valid JSON{_why(data, error)}") from None
     if _deeper(value, MAX_DEPTH):
         raise ValueError("nested too deep")
     return value
+
+
+def _why(data: bytes, error: ValueError) -> str:
+    """Where it stops to be JSON, and what to do if that is because something is missing."""
+    if data.startswith(b"version https://git-lfs"):
+        return ": a Git LFS pointer in its place: run `git lfs pull` in the model's folder"
+    text = data.rstrip()
+    whole = text.endswith((b"}", b"]")) and not (isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip()))
+    if not whole:
+        return ": it is cut short; fetch it again"
+    return f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
 
 
 def _deeper(value: Any, depth: int) -> bool:

@@ -181,7 +181,7 @@ class _Builder:
             theirs, ours = f"{stack.prefix}.{layer}.mlp.{own}", self._name(layer, f"mlp.{own}")
             source, like = model.checkpoint.tensors.get(theirs), self.base.checkpoint.tensors[ours]
             if source is None:
-                raise self._unfit(path, f"{model.reference}: missing weights: it has no '{theirs}'; fetch it again")
+                raise self._unfit(path, f"{model.reference}: missing weights: it has no '{theirs}', which every expert needs")
             if source.shape != like.shape:
                 raise self._unfit(
                     path,
@@ -221,7 +221,7 @@ class _Builder:
         if missing is None and not tied and not any(is_output_embedding(name) for name in tensors):
             missing = "lm_head.weight"
         if missing is not None:
-            raise self._unfit(path, f"{self.base.reference}: missing weights: it has no '{missing}'; fetch it again")
+            raise self._unfit(path, f"{self.base.reference}: missing weights: it has no '{missing}', which {family.title} needs")
         known = {*wanted, *family.optional}
         for place in self.base.layout.places.values():
             inside = place.stack is not None and place.stack.prefix == self.prefix

@@ -14,6 +14,7 @@ from .document import Path
 from .fused import as_llama
 from .layout import find_layout
 from .locate import locate
+from .quantized import named_quantization, without_quantization
 from .recipe import LowRankUpdate, Recipe, low_rank_recipe
 from .reference import Location, ModelReference
 from .sources import Model
@@ -54,6 +55,12 @@ class Models:
                     checkpoint = self._adapted(str(reference), base.checkpoint, reference.adapter)
                 else:
                     checkpoint = stage or open_checkpoint(self._store(reference))
+                if base is None and (method := named_quantization(checkpoint.config)):
+                    self.notes.append(
+                        f"{reference}: its config.json speaks of {method} quantisation, but its weights are plain numbers: "
+                        "they are taken as they are, and a config.json made of it says nothing of quantisation"
+                    )
+                    checkpoint = replace(checkpoint, config=without_quantization(checkpoint.config))
                 if reference.layout == "llama":
                     checkpoint = as_llama(checkpoint)
                 layout = find_layout(checkpoint.label, checkpoint.config, checkpoint.tensors)

@@ -62,7 +62,9 @@ def pickle_header(file: BinaryIO, label: str) -> FileHeader:
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{label}: its data.pkl is damaged ({error}); fetch it again") from None
+        raise CheckpointError(
+            f"{label}: its data.pkl is damaged ({error}): compare the file with the one it is a copy of"
+        ) from None
     try:
         state = read_state(raw)
     except CheckpointError:

@@ -99,8 +99,8 @@ def _only_template(base: Checkpoint, template: str | None) -> Tokenization:
 def _json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     try:
         value = loads(checkpoint.store.read(name))
-    except ValueError:
-        value = None
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.label}/{name}: {error}") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{checkpoint.label}/{name}: not a JSON map; fetch it again")
+        raise CheckpointError(f"{checkpoint.label}/{name}: not a map")
     return value

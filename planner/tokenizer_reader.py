@@ -114,7 +114,7 @@ def read_map(label: str, name: str, data: bytes) -> dict[str, Any]:
     try:
         value = loads(data, text=False)
     except ValueError as error:
-        raise CheckpointError(f"{label}/{name}: {error}; fetch it again") from None
+        raise CheckpointError(f"{label}/{name}: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{label}/{name}: not a map")
     return value

@@ -47,6 +47,12 @@ def added(name: str, dtype: torch.dtype = torch.float32) -> Break:
     return lambda: again(tensors(seed=1) | {name: torch.zeros(2, dtype=dtype)})
 
 
+def coded(**settings: Any) -> Break:
+    """Model b with a tensor of codes that its name does not give away, and these settings in config.json."""
+    tensor = torch.zeros(2, 2, dtype=torch.int8)
+    return lambda: again(tensors(seed=1) | {"model.codes": tensor}, config=settings)
+
+
 def header(value: object, data: bytes = b"", length: int | None = None) -> Break:
     """Model b with this header."""
     return lambda: WEIGHTS.write_bytes(safetensors_bytes(value, data, length))
@@ -103,7 +109,9 @@ CASES: dict[str, tuple[Break, str]] = {
     "a file": (steps(lambda: shutil.rmtree(B), B.touch), r"b: a file; a model is the folder that holds config\.json"),
     "nothing": (steps(lambda: shutil.rmtree(B), B.mkdir), r"b/config\.json: not there: b is no model"),
     "no config.json": ((B / "config.json").unlink, r"b/config\.json: not there: b is no model, or not a complete one"),
-    "config.json cut": (lambda: (B / "config.json").write_text('{"a'), r"b/config\.json: not valid JSON; fetch it again"),
+    "config.json cut": (
+        lambda: (B / "config.json").write_text('{"a'), r"b/config\.json: not valid JSON: it is cut short; fetch it again"
+    ),
     "config.json a list": (lambda: (B / "config.json").write_text("[]"), r"b/config\.json: not a map"),
     "no weights": (WEIGHTS.unlink, r"b: missing weights: no model\.safetensors, pytorch_model\.bin or index"),
     "weights of another library": (renamed("tf_model.h5"), r"b: missing weights: .*tf_model\.h5, which weft does not read"),
@@ -123,7 +131,7 @@ CASES: dict[str, tuple[Break, str]] = {
         indexed(extra__weight=SHARDS[0]),
         rf"b: missing weights: the index puts 'extra\.weight' into {SHARDS[0]}, which does not have it",
     ),
-    "index cut": (lambda: (B / INDEX).write_text('{"weight_map'), rf"b/{INDEX}: not valid JSON; fetch it again"),
+    "index cut": (lambda: (B / INDEX).write_text('{"weight_map'), rf"b/{INDEX}: not valid JSON: it is cut short; fetch it again"),
     "index without a map": (lambda: (B / INDEX).write_text("{}"), rf"b/{INDEX}: has no 'weight_map'"),
     "the same shard twice": (
         steps(lambda: again(shards=2), lambda: shutil.copy(B / SHARDS[0], B / SHARDS[1])),
@@ -167,11 +175,11 @@ CASES: dict[str, tuple[Break, str]] = {
         r"b/model\.safetensors: tensor '.*' has dtype F8_E4M3, quantised codes .*use the model's bfloat16 or float16 release",
     ),
     "quantization_config": (
-        lambda: edit_json(B / "config.json", quantization_config={"quant_method": "fp8"}),
-        r"b: quantised with fp8 \(config\.json, quantization_config\): .*use the model's bfloat16 or float16 release",
+        coded(quantization_config={"quant_method": "hqq"}),
+        r"b: quantised with hqq \(config\.json, quantization_config\): .*use the model's bfloat16 or float16 release",
     ),
     "quantization_config inside": (
-        lambda: edit_json(B / "config.json", text_config={"quantization_config": {"bits": 4}}),
+        coded(text_config={"quantization_config": {"bits": 4}}),
         r"b: quantised with an unnamed method",
     ),
     "GPTQ": (added(f"{UP}.g_idx", torch.int32), rf"b: tensor '{UP}\.g_idx' belongs to GPTQ quantisation: .*release"),

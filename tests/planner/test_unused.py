@@ -111,9 +111,7 @@ OWN = "models[0].parameters"
         ),
         (
             TIES + "        1\nparameters:\n  weight:\n" + conditions("mlp"),
-            [
-                "line 10, parameters.weight[0].filter: no tensor takes this weight: those with 'mlp' in their names have one of their"
-            ],
+            ["line 10, parameters.weight[0].filter: no tensor takes this weight: those with 'mlp' in their names have one"],
         ),
         (STACK, ["line 6, slices[0].sources[0].parameters.scale[0].filter: 'layers.3.' is in no tensor's name"]),
     ],

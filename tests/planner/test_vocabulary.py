@@ -265,7 +265,10 @@ def test_ids_are_those_that_the_library_gives() -> None:
     [
         ({}, "m: has no tokenizer, and merging vocabularies needs its tokenizer.json"),
         ({"tokenizer.model": b"x"}, "AutoTokenizer.from_pretrained(...).save_pretrained(...)"),
-        ({"tokenizer.json": b"version https://git-lfs"}, "m/tokenizer.json: not valid JSON; fetch it again"),
+        (
+            {"tokenizer.json": b"version https://git-lfs"},
+            "m/tokenizer.json: not valid JSON: a Git LFS pointer in its place: run `git lfs pull`",
+        ),
         ({"tokenizer.json": b"[" * 100_000}, "nested too deep"),
         ({"tokenizer.json": []}, "m/tokenizer.json: not a map"),
         ({"tokenizer.json": {}}, "has no 'model'"),
