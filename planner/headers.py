@@ -76,7 +76,7 @@ def safetensors_header(read: ReadRange, size: int, label: str, *, any_dtype: boo
         raise CheckpointError(f"{label}: cut short inside its header: {size} of at least {8 + length} bytes; fetch it again")
     raw = read(8, length)
     try:
-        header = loads(raw, values=MAX_VALUES, pairs=lambda pairs: _unique(pairs, label))
+        header = loads(raw, values=MAX_VALUES, pairs=lambda pairs: _unique(pairs, label), file=False)
     except ValueError as error:
         raise CheckpointError(f"{label}: no safetensors file (its header is {error})") from None
     if not isinstance(header, dict):

@@ -18,12 +18,14 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 Pairs = list[tuple[str, Any]]
 
 
-def loads(data: bytes, *, values: int = MANY_VALUES, pairs: Callable[[Pairs], Any] | None = None, text: bool = True) -> Any:
-    """The value of a JSON text in UTF-8 with at most so many `values` in it.
+def loads(
+    data: bytes, *, values: int = MANY_VALUES, pairs: Callable[[Pairs], Any] | None = None, text: bool = True, file: bool = True
+) -> Any:
+    """The value of a JSON text in UTF-8 with at most so many `values` in it; `file`: it is all of a file.
 
     `pairs` makes a map of its entries, as json's object_pairs_hook. With `text` no string holds half of a surrogate pair, which
     could not be written again. Raises ValueError with what is wrong: "nested too deep", "not valid JSON", and what to do
-    where that is because the text is cut short, or git fetched a pointer in its place.
+    where that is because a file is cut short, or git fetched a pointer in its place.
     """
     if data.count(b",") + data.count(b"[") + data.count(b"{") > values:
         raise ValueError(f"larger than anything that is honest: more than {values:,} values")
@@ -34,7 +36,7 @@ def loads(data: bytes, *, values: int = MANY_VALUES, pairs: Callable[[Pairs], An
     except RecursionError:
         raise ValueError("nested too deep") from None
     except ValueError as error:
-        raise ValueError(f"not valid JSON{_why(data, error)}") from None
+        raise ValueError(f"not valid JSON{_why(data, error) if file else ''}") from None
     if _deeper(value, MAX_DEPTH):
         raise ValueError("nested too deep")
     return value

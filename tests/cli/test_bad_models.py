@@ -176,7 +176,7 @@ CASES: dict[str, tuple[Break, str]] = {
     ),
     "quantization_config": (
         coded(quantization_config={"quant_method": "hqq"}),
-        r"b: quantised with hqq \(config\.json, quantization_config\): .*use the model's bfloat16 or float16 release",
+        r"b: quantised with hqq \(config\.json, quantization_config; tensor 'model\.codes' is I8\): .*float16 release",
     ),
     "quantization_config inside": (
         coded(text_config={"quantization_config": {"bits": 4}}),
