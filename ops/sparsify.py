@@ -50,7 +50,7 @@ def by_magnitude(arguments: Arguments, tasks: Sequence[int], prepare: Prepare) -
     """
     ranks = []
     for i in tasks:
-        density = float(arguments.models[i]["density"])
+        density = min(float(arguments.models[i]["density"]), 1.0)
         keep = math.floor(density * arguments.size)
         if keep <= 0 and density < 1.0:
             raise MethodError(f"density {density:g} keeps none of the tensor's {arguments.size} elements: raise the density")
@@ -69,7 +69,7 @@ def without_outliers(arguments: Arguments, tasks: Sequence[int], prepare: Prepar
     """
     ranks: list[tuple[int, ...]] = []
     for i in tasks:
-        density, gamma = (float(arguments.models[i][name]) for name in ("density", "gamma"))
+        density, gamma = (min(float(arguments.models[i][name]), 1.0) for name in ("density", "gamma"))
         keep = min(math.floor(density * arguments.size), arguments.size)
         top = min(math.floor(gamma * arguments.size), arguments.size - keep)
         # The kept ones are the first top + keep by magnitude without the first top.

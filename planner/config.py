@@ -191,10 +191,11 @@ def _load(document: Document, text: str, lenient: bool) -> LoadedConfig:
         except ValidationError as error:
             unknown = list(_unknown_keys(error, document, kind))
             notes += [document.note(oddity, lenient=lenient) for oddity in unknown]
-            if not unknown:
+            before = value
+            for oddity in unknown:
+                value = _without(value, oddity.path)
+            if value == before:
                 raise _explain(error, document) from None
-        for oddity in unknown:
-            value = _without(value, oddity.path)
     if isinstance(checked, MixtureConfig):
         return LoadedConfig(_in_common(checked), document, text, checked, lenient=lenient, notes=tuple(notes))
     assert isinstance(checked, MergeConfig)

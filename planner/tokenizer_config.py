@@ -67,7 +67,10 @@ def _model_token(value: dict[str, Any]) -> ModelToken:
         raise ValueError(f"'token' is text, not {short(token)}: put it in quotes")
     if given[0] == "token_id" and (not isinstance(token, int) or isinstance(token, bool)):
         raise ValueError(f"'token_id' is a whole number, not {short(token)}")
-    return ModelToken(parse_reference(value["model"]), token)
+    try:
+        return ModelToken(parse_reference(value["model"]), token)
+    except UnknownKey as error:
+        raise UnknownKey(str(error), [("model", *path) for path in error.paths]) from None
 
 
 _MODEL = {"description": "folder or Hub name", "type": ["string", "object"]}

@@ -13,6 +13,7 @@ from cli.command import weft
 from cli.models import LINEAR, SLERP, SLICES, write_model
 from cli.test_bad_configs import TIES, change
 from weft.errors import ConfigError
+from weft.planner.config import load_config
 
 NORMAL = LINEAR + "dtype: bfloat16\n"
 
@@ -204,6 +205,22 @@ def test_a_saved_plan_stays_lenient() -> None:
     shard.write_bytes(data)
     repaired = weft("verify", "saved", "--repair")
     assert repaired.code == 0, repaired
+
+
+def test_a_recipe_cannot_be_read_over_for_ever() -> None:
+    row = "{kind: model_token, model: {model: {path: a, x: 1}, y: 2}, token: t}"
+    text = f"{LINEAR}tokenizer: {{source: union, tokens: {{t: {{source: {row}}}}}}}\n"
+    loaded = load_config(text, lenient=True)
+    assert [note.split(",")[2].split(":")[0] for note in loaded.notes] == [
+        " tokenizer.tokens.t.source.model.y", " tokenizer.tokens.t.source.model.model.x",
+    ]  # fmt: skip
+    assert loaded.merge.tokenizer is not None and loaded.merge.tokenizer.tokens is not None
+
+
+@pytest.mark.parametrize("method", ["ties", "breadcrumbs", "dare_ties"])
+def test_a_density_of_any_size_keeps_all(method: str) -> None:
+    text = change(TIES, ("ties", method), ("density: 0.5", "density: 1.0e+308"))
+    assert package.plan(text).recipes
 
 
 def test_oddities_of_stages_are_noted_too() -> None:
