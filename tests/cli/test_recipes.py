@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 import weft as package
 from cli.command import weft
 from cli.models import LINEAR, SLERP, SLICES, write_model
 from cli.test_bad_configs import TIES, change
+from trials import trials
 from weft.errors import ConfigError
 from weft.planner.config import load_config
 
@@ -205,6 +211,44 @@ def test_a_saved_plan_stays_lenient() -> None:
     shard.write_bytes(data)
     repaired = weft("verify", "saved", "--repair")
     assert repaired.code == 0, repaired
+
+
+TOKENS = (
+    LINEAR + "tokenizer: {source: union, tokens: {t: {source: {kind: model_token, model: a, token: y}}}, pad_to_multiple_of: 8}\n"
+)
+MIXTURE = """\
+base_model: a
+experts: [{source_model: a, positive_prompts: [x]}, {source_model: {model: {path: b}}, noise_scale: 0.1}]
+gate_mode: random
+"""
+RECIPES = [yaml.safe_load(text) for text in (LINEAR, SLERP, SLICES, TIES, TOKENS, MIXTURE)]
+ODD: list[Any] = [
+    None, "", [], {}, "x", 0, -1, True, 1.5, 1e308, float("nan"), 10**30, "0.5", "torch.bfloat16", "a+b", "a@b", "+", "~nobody/x",
+    "\0", "a" * 300, [[]], [{}], [None], {"a": 1}, {"value": 1}, [{"value": None}], {"kind": "zero", "x": 1},
+    {"model": {}}, {"model": {"path": "a", "x": 1}, "y": 2},
+]  # fmt: skip
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every map and list within, with each of its keys."""
+    for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+        yield value, key
+        if isinstance(item, dict | list):
+            yield from places(item)
+
+
+@trials(60)
+@given(st.data())
+def test_any_recipe_is_a_merge_or_one_line(data: st.DataObject) -> None:
+    recipe = copy.deepcopy(data.draw(st.sampled_from(RECIPES)))
+    holder, key = data.draw(st.sampled_from(list(places(recipe))))
+    new = data.draw(st.sampled_from(["weight", "x"])) if isinstance(holder, dict) and data.draw(st.booleans()) else key
+    holder[new] = data.draw(st.sampled_from(ODD))
+    for lenient in (False, True):
+        try:
+            load_config(yaml.safe_dump(recipe), lenient=lenient)
+        except ConfigError as error:
+            assert "\n" not in str(error)
 
 
 def test_a_recipe_cannot_be_read_over_for_ever() -> None:
