@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import ConfigError
@@ -13,7 +14,7 @@ from ..planner.plan import Plan
 from ..planner.router import ROUTER, Router, check_routers
 from .device import own_threads
 from .events import Routing
-from .reader import InputFile
+from .reader import InputFile, Inputs
 
 
 def check_can_route(plan: Plan, *, show: bool) -> None:
@@ -57,12 +58,25 @@ def prepare_routers(
     for router in plan.routers:
         from .router_vectors import make_router
 
+        _drop_older(router, folder, inputs)
         with own_threads():
             routing = make_router(router, folder, inputs, plan.options.budget, show=show)
         path = folder / router.file.name
         inputs[(ROUTER, router.file.name)] = InputFile(path, FileState.of(path.stat()))
         routings += [routing] if routing else []
     return routings
+
+
+def _drop_older(router: Router, folder: Path, inputs: Inputs) -> None:
+    """Remove vectors, and what is needed to go on making them, that are older than a file that they are made of.
+
+    Their name has the files' sizes and times, but those can be set back.
+    """
+    newest = max((inputs[(tensor.file.model, tensor.file.name)].state.changed for tensor in router.reads()), default=0)
+    for path in (folder / router.file.name, folder / f"{router.file.name}.state"):
+        with suppress(FileNotFoundError):
+            if FileState.of(path.stat()).changed <= newest:
+                path.unlink()
 
 
 def router_warnings(plan: Plan, folder: Path) -> Sequence[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -278,6 +279,22 @@ def stop_after(function: Callable[..., Any], ending: str = "") -> Callable[..., 
             raise Killed
 
     return stopping
+
+
+def test_vectors_are_not_made_of_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the base model is replaced by one of the same size and time, its layers are run from the first one on."""
+    base, other = (make_model(tmp_path / name, "Llama", seed) for seed, name in enumerate("ab"))
+    config, out = mixture(base, [base, other]), tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(router_vectors, "_save_state", stop_after(router_vectors._save_state))
+        merge(config, out)
+    weights = Path(base) / "model.safetensors"
+    time = weights.stat().st_mtime_ns
+    weights.write_bytes(weights.read_bytes())
+    os.utime(weights, ns=(time, time))
+    ran = layers_run(monkeypatch)
+    merge(config, out)
+    assert ran == [0, 1]
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x08\0\0\0\0\0\0\0{}      ", b"x" * 200])
