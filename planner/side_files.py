@@ -63,7 +63,7 @@ def is_side_file(name: str) -> bool:
 
 def known_side_files(store: Store, sizes: Mapping[str, int]) -> dict[str, int]:
     """The side files that can be told without opening one, with their sizes. Raises CheckpointError as `Store.below` does."""
-    found = {name: size for name, size in sizes.items() if is_side_file(name)}
+    found = {name: size for name, size in sizes.items() if is_side_file(name) and inner_path(name)}
     for folder in FOLDERS:
         found |= _below(store, folder)
     return found
@@ -96,6 +96,9 @@ def notes(label: str, sizes: Mapping[str, int], copied: Mapping[str, int]) -> It
         yield f"{label} brings code of its own ({_some(code)}), which is copied as it is and neither run nor checked"
     if left:
         yield f"{label} brings code of its own ({_some(left)}), which is neither run nor copied"
+    odd = sorted(name for name in sizes if is_side_file(name) and not inner_path(name))
+    if odd:
+        yield f"{label}: not copied, for their names are too long or odd: {_some(odd)}"
     weights = sorted({name.rpartition("/")[0] + "/" for name in copied if is_weights(name)})
     if weights:
         yield f"{label}: the weights in {_some(weights)} are copied as they are, not merged"

@@ -18,7 +18,7 @@ from merges import MODULES
 from weft.errors import CheckpointError
 from weft.planner.catalog import open_checkpoint
 from weft.planner.side_files import all_side_files, notes
-from weft.planner.store import MOST_FILES, Folder, inner_path
+from weft.planner.store import Folder, inner_path
 
 MODEL = {"config.json": b"{}", "model.safetensors": save({"a": torch.ones(2)})}
 
@@ -139,16 +139,20 @@ def test_links_out_of_the_folder(tmp_path: Path) -> None:
     assert set(all_side_files(open_checkpoint(Folder(three, "three")))) == {"modules.json", "1_P/a.json"}
 
 
-def test_a_folder_in_which_too_much_lies(tmp_path: Path) -> None:
+def test_a_folder_in_which_too_much_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weft.planner.store.MOST_FILES", 5)
     folder = on_disk(tmp_path / "m", modules("1_P"))
     (folder / "1_P").mkdir()
-    for number in range(MOST_FILES + 1):
+    for number in range(6):
         (folder / "1_P" / f"{number}.txt").touch()
-    with pytest.raises(CheckpointError, match=r"m: 1_P holds more than 1000 files"):
+    with pytest.raises(CheckpointError, match=r"m: 1_P holds more than 5 files"):
         all_side_files(open_checkpoint(Folder(folder, "m")))
 
 
 def test_a_name_that_cannot_be_copied(tmp_path: Path) -> None:
+    odd = {"a:b.json": b"", "a\nb.txt": b"", "é.json": b""}
+    assert along(odd) == {"é.json"}
+    assert said(odd) == ["org/m: not copied, for their names are too long or odd: a\nb.txt, a:b.json"]
     folder = on_disk(tmp_path / "m", {**modules("1_P"), "1_P/a\nb.json": b"{}"})
     with pytest.raises(CheckpointError, match="too long or odd to be copied"):
         all_side_files(open_checkpoint(Folder(folder, "m")))
