@@ -15,6 +15,7 @@ from .plan import plan
 from .run import run
 from .schema import schema
 from .status import status
+from .terminal import say
 from .verify import verify
 
 app = typer.Typer(
@@ -51,7 +52,7 @@ app.command(short_help="Print the JSON Schema of the config, for editors.", epil
 
 def _version(value: bool) -> None:
     if value:
-        print(f"weft {__version__}")
+        say(f"weft {__version__}")
         raise typer.Exit
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options as o
+from .terminal import literal, show_table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ..engine.difference import Comparison, Sums
 
 _SHOWN = 10
@@ -67,7 +66,6 @@ def _progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
 
 
 def _show(found: Comparison, *, every: bool) -> None:
-    from rich.markup import escape
 
     from .terminal import console as terminal
 
@@ -81,20 +79,20 @@ def _show(found: Comparison, *, every: bool) -> None:
         (tensor for tensor in found.tensors if tensor.sums.differing),
         key=lambda tensor: (tensor.sums.relative is not None, -(tensor.sums.relative or 0), tensor.name),
     )
-    console.print(f"[bold]{escape(a)}[/bold] → [bold]{escape(b)}[/bold]")
+    console.print(f"[bold]{literal(a)}[/bold] → [bold]{literal(b)}[/bold]")
     console.print(
         f"{len(differing)} of {len(found.tensors)} tensors differ, in {total.differing:,} of {total.elements:,} elements: "
         f"relative norm {_number(total.relative)}, cosine {_number(total.cosine)}, largest difference {_number(total.largest)}"
     )
     for line in _remarks(found):
-        console.print(f"[yellow]note[/yellow]  {escape(line)}")
+        console.print(f"[yellow]note[/yellow]  {literal(line)}")
     if not differing:
         return
     console.print()
-    console.print(_table("layer", ((layer or "outside the layers", sums) for layer, sums in found.layers().items())))
+    _show_sums("layer", ((layer or "outside the layers", sums) for layer, sums in found.layers().items()))
     console.print()
     shown = differing if every else differing[:_SHOWN]
-    console.print(_table("tensors, most different first", ((tensor.name, tensor.sums) for tensor in shown)))
+    _show_sums("tensors, most different first", ((tensor.name, tensor.sums) for tensor in shown))
     if len(shown) < len(differing):
         console.print(f"and {len(differing) - len(shown)} more: --tensors lists them")
 
@@ -122,17 +120,19 @@ def _some(names: tuple[str, ...]) -> str:
     return f"{len(names)} tensors, such as {names[0]}" if len(names) > 1 else names[0]
 
 
-def _table(title: str, rows: Iterator[tuple[str, Sums]]) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title, box=None, header_style="cyan")
-    for column in ("differing", "relative norm", "cosine", "largest"):
-        table.add_column(column, justify="right")
-    for name, sums in rows:
-        part = f"{sums.differing / max(sums.elements, 1):.1%}"
-        table.add_row(escape(name), part, _number(sums.relative), _number(sums.cosine), _number(sums.largest))
-    return table
+def _show_sums(title: str, rows: Iterable[tuple[str, Sums]]) -> None:
+    header = (title, "differing", "relative norm", "cosine", "largest")
+    numbers = (
+        (
+            name,
+            f"{sums.differing / max(sums.elements, 1):.1%}",
+            _number(sums.relative),
+            _number(sums.cosine),
+            _number(sums.largest),
+        )
+        for name, sums in rows
+    )
+    show_table(header, numbers, right=True)
 
 
 def _number(value: float | None) -> str:

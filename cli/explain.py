@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import options as o
+from .terminal import literal
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -63,14 +64,13 @@ _STATES = {
 
 
 def _show(found: Explanation, out: Path | None, state: str | None) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     from ..planner.sizes import format_size
     from .terminal import console as terminal
 
     console, made = terminal(), found.made
-    console.print(f"[bold]{escape(made.tensor)}[/bold]  {_shape(made.shape)} {made.dtype}  {format_size(found.bytes_written)}")
+    console.print(f"[bold]{literal(made.tensor)}[/bold]  {_shape(made.shape)} {made.dtype}  {format_size(found.bytes_written)}")
     console.print(_tree(made, found.source))
     table = Table.grid(padding=(0, 2))
     many = "one tile" if found.tiles == 1 else f"{found.tiles} tiles"
@@ -85,19 +85,18 @@ def _show(found: Explanation, out: Path | None, state: str | None) -> None:
     if state is not None:
         rows.append(("output", f"{out}: {_STATES[state]}"))
     for label, text in rows:
-        table.add_row(f"[cyan]{label}[/cyan]", escape(text))
+        table.add_row(f"[cyan]{label}[/cyan]", literal(text))
     console.print(table)
 
 
 def _tree(made: Made, source: str) -> Tree:
-    from rich.markup import escape
     from rich.tree import Tree
 
     from ..planner.explain import Stored
 
     def fill(branch: Tree, made: Made) -> None:
         for parameter in made.shared:
-            branch.add(escape(_origin(parameter, source, made.t)))
+            branch.add(literal(_origin(parameter, source, made.t)))
         for one in made.inputs:
             fill_input(branch, one, made.t)
         if made.left_out:
@@ -106,7 +105,7 @@ def _tree(made: Made, source: str) -> Tree:
     def fill_input(branch: Tree, one: Stored | Made, t: float | None) -> None:
         inner = branch.add(_stored(one) if isinstance(one, Stored) else _title(one))
         for parameter in one.parameters:
-            inner.add(escape(_origin(parameter, source, t)))
+            inner.add(literal(_origin(parameter, source, t)))
         if not isinstance(one, Stored):
             fill(inner, one)
 
@@ -116,21 +115,19 @@ def _tree(made: Made, source: str) -> Tree:
 
 
 def _title(made: Made) -> str:
-    from rich.markup import escape
 
     stage = f"stage {made.stage}: " if made.stage else ""
     rounded = f"; inputs are rounded to {made.rounded_first} first" if made.rounded_first else ""
-    return f"[cyan]{escape(stage + made.method)}[/cyan]  {escape(made.summary + rounded)}"
+    return f"[cyan]{literal(stage + made.method)}[/cyan]  {literal(made.summary + rounded)}"
 
 
 def _stored(one: Stored) -> str:
-    from rich.markup import escape
 
     from ..planner.sizes import format_size
 
     rows = f", of which {one.moved_rows} rows move" if one.moved_rows is not None else ""
     place = f"{one.file}, {format_size(one.nbytes)} from byte {one.offset:,} on{rows}"
-    return f"[bold]{escape(one.model)}[/bold]  {escape(f'{one.tensor}  {_shape(one.shape)} {one.dtype}  {place}')}"
+    return f"[bold]{literal(one.model)}[/bold]  {literal(f'{one.tensor}  {_shape(one.shape)} {one.dtype}  {place}')}"
 
 
 def _origin(one: Origin, source: str, t: float | None) -> str:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import options as o
+from .terminal import literal, show_table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ..planner.inspection import Inspection
 
 
@@ -41,7 +40,6 @@ def inspect(
 
 
 def _show(found: Inspection, tensors: bool) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     from .terminal import console as terminal
@@ -49,13 +47,15 @@ def _show(found: Inspection, tensors: bool) -> None:
     console = terminal()
     label, commit = found.checkpoint.label, found.checkpoint.store.commit
     kind = found.architecture or found.model_type or "of an architecture that config.json does not name"
-    console.print(f"[bold]{escape(label)}[/bold]  {escape(kind)}" + (f"  [dim]commit {escape(commit)}[/dim]" if commit else ""))
+    console.print(
+        f"[bold]{literal(label)}[/bold]  {literal(kind)}" + (f"  [dim]commit {literal(commit)}[/dim]" if commit else "")
+    )
     table = Table.grid(padding=(0, 2))
     for name, text in _rows(found):
-        table.add_row(f"[cyan]{name}[/cyan]", escape(text))
+        table.add_row(f"[cyan]{name}[/cyan]", literal(text))
     console.print(table)
     console.print()
-    console.print(_tensors(found) if tensors else _groups(found))
+    (_show_tensors if tensors else _show_groups)(found)
 
 
 def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
@@ -79,45 +79,31 @@ def _rows(found: Inspection) -> Iterator[tuple[str, str]]:
         )
 
 
-def _groups(found: Inspection) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
+def _show_groups(found: Inspection) -> None:
     from ..planner.sizes import format_count, format_size
 
-    table = Table("tensors", "", "shape", "dtype", "parameters", "size", box=None, header_style="cyan")
-    for group in found.groups:
-        count = f"{len(group.tensors)} of" if len(group.tensors) > 1 else ""
-        parts = (
+    rows = (
+        (
             group.pattern,
-            count,
+            f"{len(group.tensors)} of" if len(group.tensors) > 1 else "",
             _shape(group.shape),
             group.dtype,
             format_count(group.parameters),
             format_size(group.nbytes),
         )
-        table.add_row(*map(escape, parts))
-    return table
+        for group in found.groups
+    )
+    show_table(("tensors", "", "shape", "dtype", "parameters", "size"), rows)
 
 
-def _tensors(found: Inspection) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
+def _show_tensors(found: Inspection) -> None:
     from ..planner.sizes import format_size
 
-    table = Table("tensor", "shape", "dtype", "size", "file", "offset", box=None, header_style="cyan")
-    for tensor in found.tensors:
-        parts = (
-            tensor.name,
-            _shape(tensor.shape),
-            tensor.dtype,
-            format_size(tensor.nbytes),
-            tensor.file.name,
-            str(tensor.offset),
-        )
-        table.add_row(*map(escape, parts))
-    return table
+    rows = (
+        (tensor.name, _shape(tensor.shape), tensor.dtype, format_size(tensor.nbytes), tensor.file.name, str(tensor.offset))
+        for tensor in found.tensors
+    )
+    show_table(("tensor", "shape", "dtype", "size", "file", "offset"), rows)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

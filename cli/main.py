@@ -78,7 +78,6 @@ _INTERRUPTED = 130
 def _command() -> tuple[str, int]:
     """What is to be said of the command's end, and its exit code."""
     from ..errors import WeftError, check_platform
-    from .terminal import one_line
 
     try:
         check_platform()
@@ -86,7 +85,7 @@ def _command() -> tuple[str, int]:
 
         app(prog_name="weft")
     except WeftError as error:
-        return one_line(str(error)), error.exit_code
+        return str(error), error.exit_code
     except BrokenPipeError:
         sys.stderr.close()
         return "", 1
@@ -97,9 +96,11 @@ def _command() -> tuple[str, int]:
 
 
 def _end(message: str, code: int) -> None:
+    from .terminal import say
+
     try:
         if message:
-            print(f"weft: {message}", file=sys.stderr)
+            say(f"weft: {message}", error=True)
         sys.stdout.flush()
     except (OSError, ValueError):  # the terminal is gone: Python would say so there once more
         for stream in (sys.stdout, sys.stderr):

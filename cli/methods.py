@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from . import options as o
+from .terminal import literal
 
 if TYPE_CHECKING:
     from ..ops.declare import Method
@@ -37,7 +38,6 @@ def describe_method(method: Method) -> dict[str, Any]:
 
 
 def _show() -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     from ..ops.declare import BaseRole, Parameter
@@ -64,13 +64,13 @@ def _show() -> None:
 
     console = terminal()
     for method in declared().values():
-        console.print(f"[bold]{method.name}[/bold]  {escape(method.summary)}  [dim]{takes(method)}[/dim]", highlight=False)
+        console.print(f"[bold]{method.name}[/bold]  {literal(method.summary)}  [dim]{takes(method)}[/dim]", highlight=False)
         table = Table.grid(padding=(0, 2), pad_edge=True)
         for parameter in method.parameters:
-            table.add_row("", f"[cyan]{parameter.name}[/cyan]", escape(describe(parameter)))
+            table.add_row("", f"[cyan]{parameter.name}[/cyan]", literal(describe(parameter)))
         console.print(table)
         if method.source:
-            console.print(f"  [dim]{escape(method.source)}[/dim]", highlight=False)
+            console.print(f"  [dim]{literal(method.source)}[/dim]", highlight=False)
         console.print()
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..planner.plan import Options, Plan
@@ -125,7 +126,7 @@ def explain_pasted(given: Mapping[str, object]) -> None:
     """One line on stderr for each flag of pasted command lines in a command's arguments; those on by default count when off."""
     for name, answer in ANSWERS.items():
         if bool(given[name]) is not (name in _ON_BY_DEFAULT):
-            print(f"weft: {answer}", file=sys.stderr)
+            say(f"weft: {answer}", error=True)
 
 
 @dataclass(frozen=True, slots=True)

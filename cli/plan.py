@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import options as o
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..engine.reuse import Outlook
@@ -89,7 +90,7 @@ def show(compiled: Plan, out: Path | None, report: Path | None, *, json: bool, v
 
         show_plan(compiled, out, verbose=verbose)
         if report is not None:
-            print(f"drawn in {report}")
+            say(f"drawn in {report}")
 
 
 def _report(compiled: Plan, out: Path | None, path: Path) -> None:

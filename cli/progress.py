@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from ..engine.events import BytesRead, Event, MemoryHeld, Observer, PhaseStarted, RunStarted, TensorDurable, TensorWritten, ignore
 from ..planner.estimate import estimate_seconds
 from ..planner.sizes import format_duration, format_size
+from .terminal import one_line
 
 EVERY = 5.0
 """Seconds between plain lines."""
@@ -121,7 +122,7 @@ class _Live:
     def __call__(self, event: Event) -> None:
         self.counts.take(event)
         if isinstance(event, PhaseStarted):
-            self.bar.update(self.task, description=event.what, total=None, facts="", refresh=True)
+            self.bar.update(self.task, description=one_line(event.what), total=None, facts="", refresh=True)
         elif self.counts.tensors:
             facts = self.counts.speed() + (f"  {self.counts.memory()}" if self.bar.console.width >= WIDE else "")
             self.bar.update(
@@ -149,9 +150,9 @@ class _Lines:
                     f"{event.reused} of {self.counts.tensors} tensors are done already ({format_size(event.reused_bytes)})"
                 )
         elif self.verbose and isinstance(event, PhaseStarted):
-            self.console.print(event.what, markup=False)
+            self.console.print(one_line(event.what), markup=False)
         elif self.verbose and isinstance(event, TensorWritten):
-            self.console.print(f"written {event.name} ({format_size(event.nbytes)})", markup=False)
+            self.console.print(one_line(f"written {event.name} ({format_size(event.nbytes)})"), markup=False)
         elif now - self.last >= EVERY and self.counts.tensors:
             self.last = now
             self.console.print(f"{self.counts.tensors_done()}, {self.counts.speed()}, {self.counts.memory()}", markup=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
 
 from ..engine.events import Summary
@@ -17,6 +16,7 @@ from ..planner.reasons import summarise
 from ..planner.sizes import format_duration, format_size
 from .plan import disk_needed
 from .terminal import console as terminal
+from .terminal import literal, show_table
 
 _STATES = {
     "new": "new",
@@ -30,15 +30,15 @@ _STATES = {
 def show_plan(plan: Plan, out: Path | None, *, verbose: bool) -> None:
     """What `weft plan` prints."""
     console = terminal()
-    console.print(f"[bold]{escape(headline(plan))}[/bold]")
+    console.print(f"[bold]{literal(headline(plan))}[/bold]")
     table = Table.grid(padding=(0, 2))
     for label, text in _rows(plan, out):
-        table.add_row(f"[cyan]{label}[/cyan]", escape(text))
+        table.add_row(f"[cyan]{label}[/cyan]", literal(text))
     console.print(table)
     for note in plan.notes:
-        console.print(f"[yellow]note[/yellow]  {escape(note)}")
+        console.print(f"[yellow]note[/yellow]  {literal(note)}")
     if verbose:
-        console.print(_tensors(plan))
+        _show_tensors(plan)
 
 
 def _rows(plan: Plan, out: Path | None) -> Iterator[tuple[str, str]]:
@@ -65,30 +65,22 @@ def _reuse(plan: Plan, found: Outlook) -> str:
     return text
 
 
-def _tensors(plan: Plan) -> Table:
-    table = Table("tensor", "shape", "dtype", "method", "inputs", "parameters", box=None, header_style="cyan")
+def _show_tensors(plan: Plan) -> None:
+    rows = []
     for recipe in plan.recipes:
         settings = [*(f"{k} {v:g}" for k, v in recipe.arguments.shared.items())]
         for i, model in enumerate(recipe.arguments.models):
             settings += [f"{k}[{i}] {v:g}" for k, v in model.items()]
-        inputs = ", ".join(
-            dict.fromkeys(t.file.model if t.name == recipe.name else f"{t.file.model}:{t.name}" for t in recipe.leaves())
-        )
-        table.add_row(
-            escape(recipe.name),
-            "×".join(map(str, recipe.shape)),
-            recipe.dtype,
-            recipe.method or "copy",
-            escape(inputs),
-            ", ".join(settings),
-        )
-    return table
+        inputs = dict.fromkeys(t.file.model if t.name == recipe.name else f"{t.file.model}:{t.name}" for t in recipe.leaves())
+        shape = "×".join(map(str, recipe.shape))
+        rows.append((recipe.name, shape, recipe.dtype, recipe.method or "copy", ", ".join(inputs), ", ".join(settings)))
+    show_table(("tensor", "shape", "dtype", "method", "inputs", "parameters"), rows)
 
 
 def say_plan(plan: Plan, *, verbose: bool) -> None:
     """The lines before a run."""
     console = terminal()
-    console.print(f"[bold]{escape(headline(plan))}[/bold]")
+    console.print(f"[bold]{literal(headline(plan))}[/bold]")
     budget = plan.options.budget
     console.print(
         f"{len(plan.recipes)} tensors, {format_size(sum(plan.bytes_read().values()))} to read, "
@@ -97,21 +89,21 @@ def say_plan(plan: Plan, *, verbose: bool) -> None:
         + ("" if budget.on_host else f" and {format_size(plan.predicted_vram)} of {format_size(budget.vram)} on {budget.device}")
     )
     for note in plan.notes:
-        console.print(f"[yellow]note[/yellow]  {escape(note)}")
+        console.print(f"[yellow]note[/yellow]  {literal(note)}")
     if verbose:
-        console.print(_tensors(plan))
+        _show_tensors(plan)
 
 
 def show_summary(summary: Summary, out: Path) -> None:
     """The lines after a run: what was checked, time, rates, memory measured beside predicted."""
     console = terminal()
-    console.print(f"[bold green]done[/bold green] in {format_duration(summary.seconds)}: {escape(str(out))}")
+    console.print(f"[bold green]done[/bold green] in {format_duration(summary.seconds)}: {literal(str(out))}")
     table = Table.grid(padding=(0, 2))
     for label, text in _summary_rows(summary):
-        table.add_row(f"[cyan]{label}[/cyan]", escape(text))
+        table.add_row(f"[cyan]{label}[/cyan]", literal(text))
     console.print(table)
     for warning in _warnings(summary):
-        console.print(f"[bold yellow]warning[/bold yellow]  {escape(warning)}")
+        console.print(f"[bold yellow]warning[/bold yellow]  {literal(warning)}")
 
 
 def _summary_rows(summary: Summary) -> Iterator[tuple[str, str]]:

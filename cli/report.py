@@ -19,6 +19,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import ConfigError, OutputError
+from .terminal import printable
 
 SCRIPTS = ("basics.js", "charts.js", "tasks.js", "page.js")
 
@@ -29,7 +30,7 @@ def render(data: Mapping[str, Any]) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return Template(_part("page.html")).substitute(
         version=__version__,
-        title=html.escape(f"{data['title']}: weft"),
+        title=html.escape(printable(f"{data['title']}: weft")),
         style=_part("style.css"),
         script_hash=f"sha256-{digest}",
         script=script,
@@ -90,9 +91,18 @@ def _part(name: str) -> str:
     return (files(__package__) / "report_page" / name).read_text(encoding="utf-8")
 
 
+def _shown(value: Any) -> Any:
+    """The data with all text in it printable, but for the ends of lines."""
+    if isinstance(value, str):
+        return "\n".join(printable(line) for line in value.split("\n"))
+    if isinstance(value, Mapping):
+        return {_shown(key): _shown(item) for key, item in value.items()}
+    return [_shown(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _json(value: Mapping[str, Any]) -> str:
     """JSON that no HTML parser can take for the end of its element, in ASCII."""
-    text = json.dumps(value, separators=(",", ":"))
+    text = json.dumps(_shown(value), separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

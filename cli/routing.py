@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.markup import escape
 from rich.table import Table
 
 from ..engine.events import Routing
 from .terminal import console as terminal
+from .terminal import literal
 
 WIDTH = 48
 """Characters of a prompt that are shown."""
@@ -24,7 +24,7 @@ def show_routings(routings: Sequence[Routing]) -> None:
                 f"[bold]{share:.0%}[/bold]" if e in owners else f"{share:.0%}" for e, share in zip(experts, shares, strict=True)
             ]
             text = " ".join(prompt.split())
-            table.add_row(escape(text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"), *cells)
+            table.add_row(literal(text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"), *cells)
         console = terminal()
         console.print("weight of each expert for the prompts' tokens, by what the base model's layers see; bold: meant for it")
         console.print(table)

@@ -12,6 +12,7 @@ import typer
 
 from ..errors import ConfigError, OutputError
 from . import options as o
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..engine.events import Observer
@@ -102,12 +103,12 @@ def run(
     if silent:
         return
     if summary.already_complete:
-        print(f"{out} holds the complete result of this merge already: nothing to do")
+        say(f"{out} holds the complete result of this merge already: nothing to do")
     else:
         show_summary(summary, out)
         show_routings(summary.routings)
     if report is not None:
-        print(f"drawn in {report}")
+        say(f"drawn in {report}")
 
 
 @contextmanager

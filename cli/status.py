@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .terminal import say
+
 
 def status(
     out: Annotated[Path, typer.Argument(help="The output folder of a `weft run`, from another terminal.")],
@@ -31,7 +33,7 @@ def status(
             line += f", {format_size(found.rate)}/s, {left:.0f} s left"
     if found.earlier:
         line += "; the earlier result stays valid until then"
-    print(line)
+    say(line)
 
 
 _WORDS = {

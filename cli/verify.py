@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import options as o
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..engine.verify import Verdict
@@ -41,22 +42,20 @@ def verify(
         return
     if not repair:
         if not (quiet or json):
-            print("`weft verify --repair` makes what is damaged again")
+            say("`weft verify --repair` makes what is damaged again")
         raise typer.Exit(2)
     _repair(out, verdict, o.Wishes(ram, vram, device, workers, None, None, None), quiet=quiet or json)
 
 
 def _print(verdict: Verdict, out: Path) -> None:
     from ..planner.sizes import format_size
-    from .terminal import console, one_line
 
-    screen = console()
     for damage in verdict.damage:
-        screen.print(f"damaged  {one_line(damage.text())}", markup=False)
+        say(f"damaged  {damage.text()}")
     for name in verdict.edited:
-        screen.print(f"differs  {one_line(name)}: edited, or damaged: --repair writes it anew once it is deleted", markup=False)
+        say(f"differs  {name}: edited, or damaged: --repair writes it anew once it is deleted")
     found = f"damage in {len(verdict.damage)} places" if verdict.damage else "as written"
-    screen.print(f"{out}: {verdict.checked} tensors, {format_size(verdict.nbytes)}: {found}", markup=False)
+    say(f"{out}: {verdict.checked} tensors, {format_size(verdict.nbytes)}: {found}")
 
 
 def _repair(out: Path, verdict: Verdict, wishes: o.Wishes, *, quiet: bool) -> None:
@@ -69,4 +68,4 @@ def _repair(out: Path, verdict: Verdict, wishes: o.Wishes, *, quiet: bool) -> No
     with progress(quiet=quiet, verbose=False) as observer:
         summary = repair(plan, out, verdict.tensors, observer, quiet=quiet)
     if not quiet:
-        print(f"repaired {out}: {summary.computed} tensors made again, {summary.reused} as they were")
+        say(f"repaired {out}: {summary.computed} tensors made again, {summary.reused} as they were")

@@ -161,7 +161,7 @@ def test_lone_surrogates_are_no_trouble() -> None:
     data = json.loads(json.dumps(report("plan", "merge.yaml")[1].data))
     text = render(data | {"title": "\ud800", "config": "\ud800 \u2028 \x00"})
     Path("odd.html").write_text(text, encoding="utf-8", errors="replace")
-    assert Page(Path("odd.html").read_text(encoding="utf-8")).data["config"] == "\ud800 \u2028 \x00"
+    assert Page(Path("odd.html").read_text(encoding="utf-8")).data["config"] == r"\ud800 \u2028 \x00"
 
 
 def test_a_run_adds_what_it_measured() -> None:
