@@ -122,6 +122,8 @@ def _summary_rows(summary: Summary) -> Iterator[tuple[str, str]]:
     if summary.foreign_tensors:
         base += f"; {summary.foreign_tensors} come from other models alone"
     yield "changed", base
+    if summary.kept_tensors:
+        yield "kept", f"{summary.kept_tensors} tensors of parts that not all models have, as one model has them"
     yield "NaN, Inf", f"{summary.nan}, {summary.inf}"
     seconds = max(summary.seconds, 1e-3)
     yield "rates", f"read {format_size(summary.bytes_read / seconds)}/s, written {format_size(summary.bytes_written / seconds)}/s"

@@ -119,6 +119,7 @@ class Summary:
     warnings: Sequence[str] = ()
     routings: Sequence[Routing] = ()
     already_complete: bool = False
+    kept_tensors: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data for programs. Keys are stable; new ones may be added."""

@@ -340,6 +340,7 @@ def _nothing_to_do(plan: Plan, manifest: Manifest, observer: Observer) -> Summar
         predicted_vram=plan.predicted_vram,
         measured_vram=0,
         already_complete=True,
+        kept_tensors=plan.kept,
     )
     observer(RunFinished(summary))
     return summary
@@ -367,6 +368,7 @@ def _summary(plan: Plan, records: Mapping[str, Record], bytes_read: int, reused:
         differing_elements=total.differing,
         compared_elements=total.compared,
         foreign_tensors=foreign,
+        kept_tensors=plan.kept,
         nan=total.nan,
         inf=total.inf,
         nonfinite_tensors=nonfinite,

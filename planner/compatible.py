@@ -2,31 +2,75 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
 from ..errors import CheckpointError
+from .belonging import absent_module, may_lack
 from .config import LoadedConfig
 from .dtypes import MERGED
-from .layout import Stack, input_embedding, is_output_embedding
+from .layout import Place, Stack, input_embedding, is_output_embedding
+from .recipe import Source
 from .sites import Site, Use
-from .sources import SourceUse
+from .sources import Model, SourceUse
 
 
-def lacking(config: LoadedConfig, site: Site) -> list[SourceUse]:
-    """The sources without the tensor, which is optional: a bias or a buffer. Raises CheckpointError where it is a weight."""
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """A source without a tensor: `module` is the part of which it has nothing; None where it only does without this one."""
+
+    source: SourceUse
+    module: str | None
+
+
+def lacking(config: LoadedConfig, site: Site) -> list[Lack]:
+    """The sources that are whole without the tensor: it is a bias or a buffer, or part of what they have nothing of.
+
+    Raises CheckpointError for a source that is incomplete without it, or of another architecture.
+    """
+    owner = site.uses[0].source
+    at = next(local for source, local in zip(site.run.sources, site.names, strict=True) if source is owner)
+    place = owner.model.layout.places.get(at) or Place(at)
     have = {id(use.source) for use in site.uses}
     without = []
     for source, local in zip(site.run.sources, site.names, strict=True):
         if id(source) in have:
             continue
-        if site.name.endswith("weight") or _elsewhere(source, local):
-            raise _unfit(
-                config,
-                source,
-                f"{source.model.reference}: missing weights: it has no '{local}', "
-                f"which {site.uses[0].source.model.reference} has; "
-                "fetch it again, or merge models of one architecture",
-            )
-        without.append(source)
+        if may_lack(source.model, local, owner.model, place):
+            without.append(Lack(source, absent_module(source.model.layout, local)))
+        elif site.name.endswith("weight") or _elsewhere(source, local) or _replaced(source, owner, site.uses[0].tensor):
+            raise _unfit(config, source, _lost(source, local, owner, at))
+        else:
+            without.append(Lack(source, None))
     return without
+
+
+def _replaced(source: SourceUse, owner: SourceUse, tensor: Source) -> bool:
+    """Whether a matrix without the name of a weight, such as fused experts, is something else in a source that lacks it."""
+    bias = tensor.name.endswith("bias")
+    return not bias and len(tensor.shape) > 1 and tensor.dtype in MERGED and _of_its_own(source.model, owner.model) is not None
+
+
+def _of_its_own(model: Model, other: Model) -> str | None:
+    """A tensor of a model's layers that no layer of the other has."""
+    kinds = {_kind(name) for name in other.layout.places}
+    return next((name for name, place in model.layout.places.items() if place.stack and _kind(name) not in kinds), None)
+
+
+def _lost(source: SourceUse, name: str, owner: SourceUse, at: str) -> str:
+    """What to say of a tensor that a source should have: it is incomplete, or the two are made of other things."""
+    here, there = source.model, owner.model
+    own = None if _elsewhere(source, name) else _of_its_own(here, there)
+    if own is None:
+        return f"{here.reference}: missing weights: it has no '{name}', which {there.reference} has; fetch it again"
+    return (
+        f"{here.reference} and {there.reference} are of different architectures: only {there.reference} has '{at}', "
+        f"and only {here.reference} has '{own}'; merge models whose layers are made of the same tensors"
+    )
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"(?<![^.])\d+(?![^.])", "#", name)
 
 
 def check_alike(config: LoadedConfig, name: str, first: Use, other: Use) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 from ..errors import nearest
 from ..ops.declare import Method
 from ..ops.registry import methods
+from .alignment import Alignment
 from .config import LoadedConfig
 from .dtypes import ITEM_SIZES, MERGED, TO_CONFIG
 from .embedding import RowMover
+from .left_out import count_prediction_layers, left_out
 from .model_config import LayerSource, merged_config
 from .models import Models
 from .parameters import check_parameters
@@ -29,6 +31,7 @@ class Merge:
     """A compiled config. `side_files` are copied from the base model, `written_files` made anew, also in place of those.
 
     `parts` and `mover` are what the recipes were made from, for those who ask which of the config's keys decided what.
+    `kept` counts the tensors of parts that not all models have, which one model gives.
     `routers` are made before the recipes that read their vectors.
     """
 
@@ -40,6 +43,7 @@ class Merge:
     written_files: Mapping[str, bytes]
     layers: int
     notes: tuple[str, ...]
+    kept: int = 0
     parts: tuple[Part, ...] = ()
     mover: RowMover | None = None
     routers: tuple[Router, ...] = ()
@@ -53,17 +57,19 @@ def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:
     if method is None:
         raise config.error(("merge_method",), f"there is no method '{merge.merge_method}'{nearest(merge.merge_method, known)}")
     notes = check_parameters(config, method, known)
-    compiled = parts(config, method, lambda reference, path: models.get(config, reference, path))
-    first = compiled[0].runs[0].sources[0].model
-    base = models.get(config, merge.base_model, ("base_model",)) if merge.base_model else first
+    aligned = Alignment(config, models)
+    compiled = parts(config, method, aligned.get)
+    base = compiled[0].anchor.model
     used = [*(source.model for part in compiled for run in part.runs for source in run.sources), base]
-    used += [models.get(config, reference, path) for reference, path in models_of_tokens(config)]
+    used += [aligned.get(reference, path) for reference, path in models_of_tokens(config)]
     tokens = plan_tokenization(config, list({model.reference: model for model in used}.values()), base)
     made = RecipeMaker(config, method, base.checkpoint.label, seed).make(sites(compiled, tokens.mover))
     counted = compiled[0] if merge.modules is None else _counted(compiled, base)
     layers = _layers(counted or compiled[0])
     renumbered = counted is not None and counted.sliced
-    model_config = merged_config(base.checkpoint.config, _dtype(made.recipes), layers if renumbered else None)
+    names = [recipe.name for recipe in made.recipes]
+    counted_config, count_notes = count_prediction_layers(base.checkpoint.config, compiled, names)
+    model_config = merged_config(counted_config, _dtype(made.recipes), layers if renumbered else None)
     return Merge(
         method=method,
         base=base,
@@ -72,7 +78,8 @@ def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:
         side_files={name: size for name, size in all_side_files(base.checkpoint).items() if not tokens.replaces(name)},
         written_files=tokens.files,
         layers=len(layers),
-        notes=(*notes, *made.notes),
+        notes=(*notes, *aligned.notes, *made.notes, *left_out(compiled, names), *count_notes),
+        kept=made.kept,
         parts=compiled,
         mover=tokens.mover,
     )

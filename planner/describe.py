@@ -62,6 +62,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "device": budget.device,
         "workers": budget.workers,
         "seconds": round(estimate_seconds(plan), 1),
+        "kept_tensors": plan.kept,
         "notes": list(plan.notes),
     }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..errors import CheckpointError
@@ -35,17 +36,21 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor stands: in a layer of a stack, or outside all layers (`stack` None)."""
+    """Where a tensor stands: in a layer of a stack, or outside all layers (`stack` None).
+
+    `beyond`: in a layer numbered behind the main stack's last, as heads for multi-token prediction are kept.
+    """
 
     name: str
     stack: Stack | None = None
     layer: int = 0
     rest: str = ""
+    beyond: bool = False
 
     @property
     def before(self) -> bool:
         """Whether a tensor outside the layers is used before them."""
-        return self.stack is None and bool(_BEFORE.search(self.name)) and not is_output_embedding(self.name)
+        return self.stack is None and not self.beyond and bool(_BEFORE.search(self.name)) and not is_output_embedding(self.name)
 
     def at(self, layer: int) -> str:
         """The same tensor's name in another layer."""
@@ -53,7 +58,7 @@ class Place:
         return f"{self.stack.prefix}.{layer}.{self.rest}" if self.stack.prefix else f"{layer}.{self.rest}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """A model's stacks, the main one first, and the place of each tensor."""
 
@@ -64,6 +69,22 @@ class Layout:
     def main(self) -> Stack | None:
         """The stack that `slices` speak of."""
         return self.stacks[0] if self.stacks else None
+
+    @cached_property
+    def embedding(self) -> str | None:
+        """The name of the input embedding, if there is just one tensor that could be it."""
+        return input_embedding(self.places)
+
+    @cached_property
+    def modules(self) -> frozenset[str]:
+        """The names of all modules that hold a tensor, at any depth."""
+        found: set[str] = set()
+        for name in self.places:
+            module = name.rpartition(".")[0]
+            while module and module not in found:
+                found.add(module)
+                module = module.rpartition(".")[0]
+        return frozenset(found)
 
 
 def is_output_embedding(name: str) -> bool:
@@ -164,5 +185,5 @@ def _place(name: str, match: re.Match[str] | None, stacks: Mapping[str, Stack]) 
     stack = stacks.get(match["prefix"])
     layer = int(match["index"])
     if stack is None or layer >= stack.count:
-        return Place(name)
+        return Place(name, beyond=stack is not None)
     return Place(name, stack, layer, match["rest"])

@@ -57,7 +57,7 @@ class Plan:
     `recipes` are the output tensors' in order, `inner` those of inputs that are computed in memory; tasks number them in this
     order, and `kernels` has one for each. `stores` has the models and adapters that are read, by name. `limit` is the memory
     beyond which the schedule goes only if it must: that of the largest stage, or the budget. `merges` are the compiled documents:
-    the stages by name, the result under "".
+    the stages by name, the result under "". `kept` counts the tensors of parts that not all models have, which one model gives.
     """
 
     config: LoadedConfig
@@ -82,6 +82,7 @@ class Plan:
     notes: tuple[str, ...]
     digest: str
     merges: Mapping[str, Merge] = field(default_factory=dict)
+    kept: int = 0
     routers: tuple[Router, ...] = ()
 
     def __repr__(self) -> str:
@@ -231,6 +232,7 @@ def make_plan(config: LoadedConfig, options: Options) -> Plan:
         notes=tuple(notes),
         digest=_digest(recipes, shards, _files_made(merge)),
         merges=stamped,
+        kept=merge.kept,
         routers=routers,
     )
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import CheckpointError
-from ..ops.declare import Method, MethodError
+from ..ops.declare import BaseRole, Method, MethodError
 from .arguments import evaluate, taking_part
 from .catalog import InputTensor
-from .compatible import check_alike, lacking
+from .compatible import Lack, check_alike, lacking
 from .config import LoadedConfig
 from .dtypes import FROM_CONFIG, MERGED
 from .recipe import Recipe, Source, copy_recipe, method_recipe
@@ -19,10 +19,14 @@ from .unused import Unused
 
 @dataclass(frozen=True, slots=True)
 class Recipes:
-    """All recipes in the order of the output, and what the user should know about them."""
+    """All recipes in the order of the output, what the user should know about them, and how many are kept from one model.
+
+    Those are of parts of which other models have nothing.
+    """
 
     recipes: tuple[Recipe, ...]
     notes: tuple[str, ...]
+    kept: int
 
 
 class RecipeMaker:
@@ -32,6 +36,7 @@ class RecipeMaker:
         self.config, self.method, self.base_label, self.seed = config, method, base_label, seed
         self._notes: dict[str, list[str]] = {}
         self._unused = Unused(config, method)
+        self._kept = 0
 
     def make(self, sites: Iterable[Site]) -> Recipes:
         """Raises ConfigError and CheckpointError, naming the tensor."""
@@ -42,11 +47,11 @@ class RecipeMaker:
                 raise CheckpointError(f"tensor '{recipe.name}' would be written by two modules: name modules as the tensors do")
             seen.add(recipe.name)
         notes = tuple(f"{len(names)} tensors {what} (such as {names[0]})" for what, names in self._notes.items())
-        return Recipes(tuple(recipes), (*notes, *self._unused.notes()))
+        return Recipes(tuple(recipes), (*notes, *self._unused.notes()), self._kept)
 
     def _recipe(self, site: Site) -> Recipe:
         name, config, merge = site.name, self.config, self.config.merge
-        self._note_sources(site)
+        absent = self._absent(site)
         uses = taking_part(self.method, site)
         for use in uses[1:]:
             check_alike(config, name, uses[0], use)
@@ -58,6 +63,12 @@ class RecipeMaker:
             return self._copy(name, base, base.tensor.dtype)
         chosen = merge.out_dtype or merge.dtype
         dtype = FROM_CONFIG[chosen] if chosen else base.tensor.dtype
+        if absent and not self._enough(uses):
+            self._kept += 1
+            self._note(f"under '{absent[0].module}' are kept from {_named([base])}: {_without(absent)}", name)
+            return self._copy(name, base, dtype)
+        if absent:
+            self._note(f"under '{absent[0].module}' are merged of {_named(uses)} alone: {_without(absent)}", name)
         if (len(uses) == 1 and len(site.run.sources) > 1) or 0 in first.shape:
             return self._copy(name, uses[0], dtype)
         self._unused.see(site, uses, taken=True)
@@ -86,16 +97,36 @@ class RecipeMaker:
                 return i
         return None
 
-    def _note_sources(self, site: Site) -> None:
+    def _absent(self, site: Site) -> list[Lack]:
+        """The sources that have nothing of the part that the tensor belongs to; what else is unusual becomes a note."""
         for model in (use.source.model.reference for use in site.uses if use.tied):
             self._note(f"are read from the input embedding of {model}, to which they are tied", site.name)
-        for source in lacking(self.config, site):
-            self._note(f"are optional and missing from {source.model.reference}", site.name)
+        found = lacking(self.config, site)
+        for lack in (lack for lack in found if lack.module is None):
+            self._note(f"are optional and missing from {lack.source.model.reference}", site.name)
+        return [lack for lack in found if lack.module is not None]
+
+    def _enough(self, uses: Sequence[Use]) -> bool:
+        """Whether the method can do without the sources that have nothing of a tensor's part.
+
+        It can where it adds up what models changed in the base model, of which theirs is nothing. A sum or a mean would change.
+        """
+        compares = self.method.base in (BaseRole.REQUIRED, BaseRole.OPTIONAL) and any(use.source.is_base for use in uses)
+        return compares and len(uses) - 1 >= max(self.method.models[0], 1)
 
     def _note(self, what: str, name: str) -> None:
         names = self._notes.setdefault(what, [])
         if name not in names[-1:]:
             names.append(name)
+
+
+def _named(uses: Iterable[Use]) -> str:
+    return ", ".join(dict.fromkeys(str(use.source.model.reference) for use in uses))
+
+
+def _without(absent: Iterable[Lack]) -> str:
+    names = list(dict.fromkeys(str(lack.source.model.reference) for lack in absent))
+    return f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} none of them"
 
 
 def _sources(uses: Iterable[Use]) -> tuple[str, ...]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import CheckpointError
+from .belonging import absent_module, may_lack, of_another_class
+from .catalog import Checkpoint
 from .embedding import RowMover
 from .layout import Place, stands_for
 from .recipe import Source
@@ -44,17 +46,58 @@ def sites(parts: Sequence[Part], mover: RowMover | None) -> Iterator[Site]:
 
 
 def _outside(part: Part, run: Run, mover: RowMover | None, *, before: bool) -> Iterator[Site]:
-    """What stands outside the part's layers: before them, or after."""
+    """What stands outside the part's layers: before them, or after. A part that an end of the stack lacks is one model's."""
+    ends = (part.runs[0], part.runs[-1])
+    sources = {id(source): source for source in (part.anchor, *ends[0].sources, *ends[1].sources)}
+    listed = {id(source): source for source in run.sources}
     names: dict[str, None] = {}
-    for source in run.sources:
-        for name, place in source.model.layout.places.items():
-            inside = place.stack is not None and part.stack is not None and place.stack.prefix == part.stack.prefix
-            if not inside and part.holds(place) and place.before is before:
+    for number, source in {**listed, **sources}.items():
+        for name in _of_source(part, source):
+            if _fits(part, source, name) and (number in listed or not _is_detail(run, name)):
                 names.setdefault(name)
     for name in names:
-        place = next(p for s in run.sources if (p := s.model.layout.places.get(name)))
+        owner = next(source for source in sources.values() if name in source.model.layout.places)
+        place = owner.model.layout.places[name]
+        if place.before is not before:
+            continue
         depth = place.layer / (place.stack.count - 1) if place.stack and place.stack.count > 1 else 0.0
-        yield _site(name, run, depth, [name] * len(run.sources), mover)
+        without = next((end for end in ends if _does_without(end, owner, name)), None)
+        if without is None and not any(_held(source.model.checkpoint, name) for source in run.sources):
+            without = run
+        chosen = (*without.sources, owner) if without else run.sources
+        yield _site(name, replace(run, sources=chosen), depth, [name] * len(chosen), mover)
+
+
+def _does_without(run: Run, owner: SourceUse, name: str) -> bool:
+    """Whether all sources of a run are whole without a tensor: they have nothing of the part that it belongs to."""
+    place = owner.model.layout.places[name]
+    models = [source.model for source in run.sources]
+    return not any(_held(model.checkpoint, name) for model in models) and all(
+        absent_module(model.layout, name) != name and may_lack(model, name, owner.model, place) for model in models
+    )
+
+
+def _of_source(part: Part, source: SourceUse) -> Iterator[str]:
+    """A source's tensors outside the part's layers; those of layers behind its last only where that stays the last."""
+    for name, place in source.model.layout.places.items():
+        inside = place.stack is not None and part.stack is not None and place.stack.prefix == part.stack.prefix
+        moved = place.beyond and part.renumbers(source.model)
+        if not inside and not moved and part.holds(place):
+            yield name
+
+
+def _fits(part: Part, source: SourceUse, name: str) -> bool:
+    """Whether what a source has is of the result's kind: the anchor has it too, or could, because both are of one class."""
+    anchor, model = part.anchor.model, source.model
+    if model is anchor or _held(anchor.checkpoint, name) or not of_another_class(anchor, model):
+        return True
+    return not may_lack(anchor, name, model, model.layout.places[name])
+
+
+def _is_detail(run: Run, name: str) -> bool:
+    """Whether a tensor that only the anchor has belongs to a module that sources have: a bias or a buffer, say."""
+    absent = (absent_module(source.model.layout, name) for source in run.sources if not _held(source.model.checkpoint, name))
+    return any(module == name for module in absent)
 
 
 def _layers(part: Part, mover: RowMover | None) -> Iterator[Site]:
@@ -102,8 +145,14 @@ def _site(name: str, run: Run, depth: float, names: Sequence[str], mover: RowMov
 def _find(source: SourceUse, name: str, mover: RowMover | None) -> Use | None:
     """A source's tensor; a tied output projection that has no tensor of its own is its input embedding."""
     checkpoint = source.model.checkpoint
-    found = stands_for(name, checkpoint.tensors)
-    if found is None or (found != name and checkpoint.config.get("tie_word_embeddings") is False):
+    found = _held(checkpoint, name)
+    if found is None:
         return None
     tensor = checkpoint.tensors[found]
     return Use(source, mover.move(name, checkpoint, tensor) if mover else tensor, found != name)
+
+
+def _held(checkpoint: Checkpoint, name: str) -> str | None:
+    """The tensor of a checkpoint that is or stands for `name`."""
+    found = stands_for(name, checkpoint.tensors)
+    return None if found != name and checkpoint.config.get("tie_word_embeddings") is False else found

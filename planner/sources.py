@@ -67,13 +67,25 @@ class Run:
 class Part:
     """A whole model, or one module of it: runs in order. `sliced` says whether the config wrote the runs itself.
 
-    `stack` is the stack the runs speak of; `holds` decides which tensors belong to the part.
+    `stack` is the stack the runs speak of; `holds` decides which tensors belong to the part. `anchor` is the base model,
+    or without one the first source: what the result is, and where a tensor comes from that no source of a run has.
     """
 
     runs: tuple[Run, ...]
     stack: Stack | None
     sliced: bool
     holds: Callable[[Place], bool]
+    anchor: SourceUse
+
+    @property
+    def layers(self) -> int:
+        """How many layers the result's stack has."""
+        return sum(run.layers for run in self.runs)
+
+    def renumbers(self, model: Model) -> bool:
+        """Whether the result's last layer is another than the model's: what is numbered behind that one cannot stay there."""
+        main = model.layout.main
+        return self.sliced and main is not None and self.stack is not None and main.count != self.layers
 
 
 Lookup = Callable[[ModelReference, Path], Model]
@@ -124,7 +136,11 @@ class _Reader:
 
     def part(self, slices: list[Slice] | None, whole: bool, holds: Callable[[Place], bool]) -> Part:
         runs = (self._whole(),) if whole else tuple(self._slice(i, piece) for i, piece in enumerate(slices or []))
-        return Part(runs, self._stack(runs[0].sources[0].model, self.path), not whole, holds)
+        base = self.config.merge.base_model
+        at: Path = ("base_model",)
+        first = runs[0].sources[0]
+        anchor = SourceUse(self.lookup(base, at), 0, Level({}, at), True, at) if base else first
+        return Part(runs, self._stack(first.model, self.path), not whole, holds, anchor)
 
     def _stack(self, model: Model, path: Path) -> Stack | None:
         if self.module is None:
