@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 
 import xxhash
 
+from ..planner.files import open_file
 from .events import Observer, TaskEnded, TaskStarted, TensorDurable, TensorWritten
 from .executor import Ledger, Sink
 from .journal import Record
@@ -41,33 +42,33 @@ def carry_over(copies: Iterable[Copy], shard_of: dict[str, int], sink: Sink, led
         done.extend(waiting)
         waiting.clear()
 
-    with ExitStack() as stack:
-        handles: dict[Path, int | None] = {}
-        gathered = 0
-        for copy in sorted(copies, key=lambda copy: (copy.source, copy.offset)):
-            if copy.source not in handles:
-                handles[copy.source] = _open(copy.source, stack)
-            observer(TaskStarted(copy.number, "copy", copy.record.name, copy.record.nbytes))
-            whole = _copy(handles[copy.source], copy, shard_of[copy.record.shard], sink, buffer)
-            observer(TaskEnded(copy.number, "copy"))
-            if whole:
-                observer(TensorWritten(copy.record.name, copy.record.nbytes))
-                waiting.append(copy.record)
-                gathered += copy.record.nbytes
-            if gathered >= BATCH:
-                commit()
-                gathered = 0
-        commit()
+    gathered = 0
+    in_order = sorted(copies, key=lambda copy: (copy.source, copy.offset))
+    for source, its_copies in groupby(in_order, key=lambda copy: copy.source):
+        with _opened(source) as handle:
+            for copy in its_copies:
+                observer(TaskStarted(copy.number, "copy", copy.record.name, copy.record.nbytes))
+                whole = _copy(handle, copy, shard_of[copy.record.shard], sink, buffer)
+                observer(TaskEnded(copy.number, "copy"))
+                if whole:
+                    observer(TensorWritten(copy.record.name, copy.record.nbytes))
+                    waiting.append(copy.record)
+                    gathered += copy.record.nbytes
+                if gathered >= BATCH:
+                    commit()
+                    gathered = 0
+    commit()
     return done
 
 
-def _open(path: Path, stack: ExitStack) -> int | None:
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return None
-    stack.callback(os.close, handle)
-    return handle
+@contextmanager
+def _opened(path: Path) -> Iterator[int | None]:
+    """A file's descriptor; None where it cannot be read."""
+    with ExitStack() as stack:
+        handle = None
+        with suppress(OSError):
+            handle = stack.enter_context(open_file(path)).fileno()
+        yield handle
 
 
 def _copy(handle: int | None, copy: Copy, shard: int, sink: Sink, buffer: memoryview) -> bool:

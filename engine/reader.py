@@ -12,6 +12,7 @@ from ..planner.catalog import WeightFile
 from ..planner.file_state import FileState
 from ..planner.graph import Load
 from ..planner.store import changed, check_state
+from .handles import Handles
 from .system import read_into
 
 
@@ -28,28 +29,39 @@ Inputs = Mapping[tuple[str, str], InputFile]
 
 
 class Reader:
-    """The input files of a run, each opened once and checked to be what was planned with.
+    """The input files of a run, each checked to be what was planned with; few of them are open at once.
 
     What is read counts only if `check` finds the file unchanged afterwards.
     """
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
-        self._files: dict[tuple[str, str], int] = {}
+        self._planned: dict[tuple[str, str], WeightFile] = {}
+        self._files: Handles[tuple[str, str]] = Handles(self._open)
 
     def open(self, file: WeightFile) -> None:
         """Open a file. Raises CheckpointError where it is gone, InputChanged where it is not what was planned with."""
         key = (file.model, file.name)
-        if key in self._files:
-            return
-        wanted = self._inputs[key]
+        if key not in self._planned:
+            self._planned[key] = file
+            with self._files.use(key):
+                pass
+
+    def _open(self, key: tuple[str, str]) -> int:
+        """The descriptor of a file that may have been open before: it must still be what was planned with."""
+        wanted, label = self._inputs[key], "/".join(key)
         try:
-            self._files[key] = os.open(wanted.path, os.O_RDONLY)
+            handle = os.open(wanted.path, os.O_RDONLY)
         except OSError as error:
-            raise CheckpointError(f"{file.model}/{file.name}: {error.strerror or error}") from None
-        check_state(self._files[key], wanted.state, f"{file.model}/{file.name}")
-        if wanted.state.size != file.size:
-            raise changed(f"{file.model}/{file.name}")
+            raise CheckpointError(f"{label}: {error.strerror or error}") from None
+        try:
+            check_state(handle, wanted.state, label)
+            if wanted.state.size != self._planned[key].size:
+                raise changed(label)
+        except BaseException:
+            os.close(handle)
+            raise
+        return handle
 
     def check(self, files: Iterable[WeightFile]) -> None:
         """Raise InputChanged unless files, and what stands at their paths, are still what was planned with; from any thread.
@@ -59,7 +71,8 @@ class Reader:
         for file in files:
             key = (file.model, file.name)
             label, wanted = f"{file.model}/{file.name}", self._inputs[key]
-            check_state(self._files[key], wanted.state, label)
+            with self._files.use(key) as handle:
+                check_state(handle, wanted.state, label)
             try:
                 found = FileState.of(wanted.path.stat())
             except OSError:
@@ -71,9 +84,10 @@ class Reader:
         """Fill `target` with a load's bytes. Raises CheckpointError naming the file."""
         file = task.tensor.file
         try:
-            for segment in task.segments:
-                place = target[segment.place : segment.place + segment.nbytes]
-                read_into(self._files[(file.model, file.name)], segment.offset, place, drop=task.last)
+            with self._files.use((file.model, file.name)) as handle:
+                for segment in task.segments:
+                    place = target[segment.place : segment.place + segment.nbytes]
+                    read_into(handle, segment.offset, place, drop=task.last)
         except EOFError as error:
             self.check((file,))
             raise CheckpointError(
@@ -86,6 +100,4 @@ class Reader:
 
     def close(self) -> None:
         """Close all files."""
-        for handle in self._files.values():
-            os.close(handle)
-        self._files.clear()
+        self._files.close()
