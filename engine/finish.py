@@ -79,6 +79,8 @@ def pieces(file: BinaryIO, label: str) -> Iterator[bytes]:
 
 def is_complete(plan: Plan, root: Path, manifest: Manifest) -> bool:
     """Whether a finished result is that of this very plan and none of its files is gone."""
+    if not all(recipe.name in manifest.tensors for recipe in plan.recipes):
+        return False
     return manifest.plan == plan.digest and missing(root, manifest) is None and same_companions(plan, manifest.files)
 
 

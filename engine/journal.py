@@ -142,7 +142,7 @@ def read_progress(path: Path) -> Progress | None:
 def _read_only(path: Path) -> sqlite3.Connection:
     if not path.exists() or not all(_is_own(file) for file in _files(path)):
         raise FileNotFoundError
-    options = "mode=ro&nolock=1" if _without_locks(path) else "mode=ro"
+    options = "mode=ro&vfs=unix-none" if _without_locks(path) else "mode=ro"
     db = sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True)
     try:
         db.text_factory = _text
@@ -213,7 +213,8 @@ def _is_text(text: str) -> bool:
 def _connect(path: Path) -> tuple[sqlite3.Connection, dict[str, Record]]:
     """The journal to write, and what it proves. Raises sqlite3.DatabaseError where it is damaged or another version's."""
     alone = _without_locks(path)
-    db = sqlite3.connect(f"{path.absolute().as_uri()}?nolock={int(alone)}", uri=True, check_same_thread=False)
+    options = "?vfs=unix-none" if alone else ""
+    db = sqlite3.connect(f"{path.absolute().as_uri()}{options}", uri=True, check_same_thread=False)
     try:
         db.text_factory = _text
         if alone:  # without locks there is no memory that processes share either, which WAL needs

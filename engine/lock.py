@@ -57,21 +57,26 @@ def is_locked(folder: Directory) -> bool:
     """Whether a process holds the lock of a folder."""
     try:
         handle = _open(folder, os.O_RDONLY)
-        if handle is None:
-            return False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if handle is not None and not _can_be_had(handle):
             return True
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        finally:
-            os.close(handle)
     except (OSError, OutputError):
         return False
     owner = _owner(folder)
     return owner is not None and not _gone(owner)
+
+
+def _can_be_had(handle: int) -> bool:
+    """Whether nobody holds the lock on a file, which is closed; so it seems where files cannot be locked."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    finally:
+        os.close(handle)
+    return True
 
 
 def _open(folder: Directory, flags: int) -> int | None:

@@ -17,6 +17,7 @@ from ..planner.files import read_file
 from ..planner.ingredients import Ingredients, Tables, decode, ingredients_of
 from ..planner.json_text import loads
 from ..planner.plan import Plan
+from ..planner.saved import is_setting
 from ..planner.store import inner_path
 from .events import Summary
 from .journal import Facts, Record
@@ -26,7 +27,7 @@ MANIFEST_VERSION = 2
 MOST = 1 << 30
 """Bytes that are read of a manifest, and values in it: more than a million tensors of fifty models have."""
 
-_SETTINGS: Mapping[str, type] = {"seed": int, "device": str, "shard_size": int, "copy_tokenizer": bool}
+_SETTINGS = ("seed", "device", "shard_size", "copy_tokenizer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def _manifest(value: Any) -> Manifest | None:
     return Manifest(
         plan=value["plan"],
         config=value["config"],
-        settings={name: _of_type(value[name], kind) for name, kind in _SETTINGS.items()},
+        settings={name: _setting(name, value[name]) for name in _SETTINGS},
         commits={str(item["model"]): str(item["commit"]) for item in value["inputs"] if item["commit"]},
         shards=shards,
         files={file_name(name): str(checksum) for name, checksum in value["files"].items()},
@@ -112,9 +113,9 @@ def _count(value: Any) -> int:
     return value
 
 
-def _of_type(value: Any, kind: type) -> Any:
-    if type(value) is not kind:
-        raise TypeError(value)
+def _setting(name: str, value: Any) -> Any:
+    if not is_setting(name, value):
+        raise ValueError(value)
     return value
 
 

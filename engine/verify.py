@@ -99,6 +99,8 @@ def verify(out: Path, watch: Callable[[int], None] = lambda nbytes: None) -> Ver
             damage.append(Damage(name, None, trouble or "its header changed"))
     lost = frozenset(manifest.tensors) - seen
     broken, edited = _small_files(out, manifest)
+    if (damage or broken or edited or lost) and OutputFolder(out).manifest() != manifest:
+        raise OutputError(f"{out} was written to while it was verified: give the command again when that has ended")
     bad = frozenset(item.tensor for item in damage if item.tensor is not None) | lost
     return Verdict(len(seen), nbytes, (*damage, *broken), edited, bad)
 

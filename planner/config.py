@@ -15,6 +15,7 @@ from ..ops.registry import methods
 from .chat_templates import ChatTemplate
 from .config_types import FloatType, Reference, Strict, Whole
 from .document import MAX_BYTES, Document, Oddity, Path, UnknownKey, parse, short
+from .files import open_file
 from .mixture_config import Expert, MixtureConfig
 from .reference import parse_reference
 from .setting import Setting, parse_setting
@@ -143,7 +144,7 @@ def read_config(path: FilePath, *, lenient: bool = False) -> LoadedConfig:
 def read_text(path: FilePath) -> str:
     """The text of a config file, in UTF-8, or in UTF-16 with its mark in front. Raises ConfigError."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ConfigError(f"{path}: more than {MAX_BYTES} bytes are too many for a config")

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, InputChanged, OutputError
+from .files import open_file
+from .json_text import loads
 from .plan import Options, Plan
 
 SAVED_VERSION = 2
 KIND = "weft plan"
-_SETTINGS: Mapping[str, type] = {
-    "ram": int, "vram": int, "workers": int, "device": str, "shard_size": int, "seed": int, "copy_tokenizer": bool,
-    "lenient": bool,
+MOST = 256 << 20
+"""Bytes that are read of a saved plan."""
+
+_NUMBERS: Mapping[str, tuple[int, int]] = {
+    "ram": (1, 1 << 60), "vram": (0, 1 << 60), "workers": (1, 64), "shard_size": (1, 1 << 60), "seed": (-(1 << 127), 1 << 127),
 }  # fmt: skip
+SETTINGS = (*_NUMBERS, "device", "copy_tokenizer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +81,11 @@ def _states(plan: Plan) -> dict[str, list[int]]:
 def load_saved_plan(path: Path) -> SavedPlan | None:
     """The saved plan in a file, or None where the file is something else. Raises ConfigError for another version's."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             if file.read(1) != b"{":
                 return None
-            file.seek(0)
-            value = json.load(file)
-    except (OSError, ValueError, RecursionError):
+            value = loads(b"{" + file.read(MOST))
+    except (OSError, ValueError):
         return None
     if not isinstance(value, dict) or value.get("kind") != KIND:
         return None
@@ -91,11 +96,21 @@ def load_saved_plan(path: Path) -> SavedPlan | None:
     if (
         not all(isinstance(text, str) for text in (source, config, digest))
         or not all(isinstance(part, dict) for part in (settings, commits, inputs, states))
-        or any(type(settings.get(key)) is not kind for key, kind in _SETTINGS.items())
+        or not all(is_setting(key, settings.get(key)) for key in SETTINGS)
         or not all(isinstance(text, str) for text in (*commits.values(), *inputs.values()))
     ):
         raise ConfigError(f"{path}: a damaged plan: make it again with `weft plan --save`")
     return SavedPlan(source, config, settings, commits, inputs, states, digest)
+
+
+def is_setting(name: str, value: object) -> bool:
+    """Whether that is a value which an option of this name can have: plans and manifests may come from anywhere."""
+    if name == "device":
+        return isinstance(value, str) and re.fullmatch(r"cpu|cuda(:\d{1,3})?", value) is not None
+    if name == "copy_tokenizer":
+        return isinstance(value, bool)
+    low, high = _NUMBERS[name]
+    return type(value) is int and low <= value <= high
 
 
 def check_unchanged(saved: SavedPlan, plan: Plan, path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from ..errors import CheckpointError, InputChanged
 from .file_state import FileState, settled
+from .files import open_file
 
 if TYPE_CHECKING:
     from .hub_check import CachedFile
@@ -195,7 +196,7 @@ class Folder:
 def open_in_state(path: Path, state: FileState, label: str) -> BinaryIO:
     """Open a file that must still be in this state. Raises CheckpointError, or InputChanged, with `label` for its name."""
     try:
-        file = path.open("rb")
+        file = open_file(path)
     except OSError as error:
         raise CheckpointError(f"{label}: {error.strerror or error}") from None
     try:
