@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
-from .. import __version__
 from ..errors import CheckpointError, InputChanged, OutputError
 from ..planner.dtypes import ITEM_SIZES
 from ..planner.plan import Plan
-from ..planner.shards import STEMS, weights_stem
-from ..planner.sources import Model
 from ..planner.store import Store, check_state
+from .card import CARD, model_card
 from .fetch import check_downloads
 from .folder import OutputFolder, missing
 from .manifest import Manifest, checksum_of
@@ -54,7 +52,7 @@ def companions(plan: Plan) -> Iterator[tuple[str, Iterator[bytes]]]:
         yield name, _pieces(plan.base.checkpoint.store, name)
     for name, data in plan.written_files.items():
         yield name, iter([data])
-    yield "README.md", iter([model_card(plan).encode()])
+    yield CARD, iter([model_card(plan).encode()])
 
 
 def _pieces(store: Store, name: str) -> Iterator[bytes]:
@@ -89,14 +87,13 @@ def same_companions(plan: Plan, files: Mapping[str, str]) -> bool:
 
     The model card is not looked at: it says what the result was made with. A file that cannot be had now counts as unchanged.
     """
-    card = "README.md"
     try:
-        made = {name: checksum_of(data) for name, data in companions(plan) if name != card}
+        made = {name: checksum_of(data) for name, data in companions(plan) if name != CARD}
     except InputChanged:
         raise
     except CheckpointError:
         return True
-    return made == {name: found for name, found in files.items() if name != card}
+    return made == {name: found for name, found in files.items() if name != CARD}
 
 
 def _json(value: object) -> bytes:
@@ -110,32 +107,3 @@ def _index(plan: Plan) -> dict[str, Any]:
         "metadata": {"total_size": total, "total_parameters": plan.parameters},
         "weight_map": dict(sorted(weight_map.items())),
     }
-
-
-def model_card(plan: Plan) -> str:
-    """The README.md of the result: which models, which method, the config itself."""
-    hub = [str(model.reference.model.path) for model in plan.models if model.checkpoint.store.commit]
-    library = "transformers" if weights_stem(plan.model_config) == STEMS[0] else "diffusers"
-    front = ["---", *_yaml_list("base_model", hub), f"library_name: {library}", "tags:", "- merge", "- weft", "---"]
-    names = "\n".join(f"- {_link(model)}" for model in plan.models)
-    # A fence longer than any run of backquotes in the config cannot be closed by it.
-    fence = "`" * max(3, 1 + max((len(run) for run in plan.config.text.split() if set(run) == {"`"}), default=0))
-    title = plan.config.merge.name or "Merged model"
-    return (
-        "\n".join(front)
-        + f"\n# {title}\n\nMade with weft {__version__} by the method **{plan.method.name}**: {plan.method.summary}\n\n"
-        + f"## Models\n\n{names}\n\nBase model: {_link(plan.base)}\n\n"
-        + f"## Config\n\n{fence}yaml\n{plan.config.text.rstrip()}\n{fence}\n"
-    )
-
-
-def _yaml_list(key: str, items: Sequence[str]) -> list[str]:
-    return [f"{key}:", *(f"- {item}" for item in items)] if items else []
-
-
-def _link(model: Model) -> str:
-    """A model's name; of a folder only the last part, since the path before it means nothing to a reader."""
-    store, adapter = model.checkpoint.store, model.reference.adapter
-    name = store.label.split("@")[0] if store.commit else store.label
-    link = f"[{name}](https://huggingface.co/{name})" if store.commit else Path(name).name
-    return f"{link} with the adapter {Path(adapter.path).name}" if adapter else link

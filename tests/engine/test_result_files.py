@@ -168,17 +168,6 @@ def test_the_manifest(tmp_path: Path, shard_size: int) -> None:
     assert manifest["totals"]["parameters"] * 4 == sum(map(len, bytes_of.values()))
 
 
-def test_the_model_card(tmp_path: Path) -> None:
-    base, other = write_two(tmp_path)
-    config = {**linear(base, other), "name": "a `strange` name"}
-    merge(config, tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text()
-    _, front, body = card.split("---\n", 2)
-    assert yaml.safe_load(front) == {"library_name": "transformers", "tags": ["merge", "weft"]}
-    assert "# a `strange` name" in body and "**linear**" in body and "- base\n- other\n" in body
-    assert yaml.safe_load(body.split("```yaml\n")[1].split("\n```")[0]) == config
-
-
 def test_config_json_follows_the_result(tmp_path: Path) -> None:
     base, other = write_two(tmp_path)
     stack = {
