@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 class RowLayout:
     """Which rows are not the model's own.
 
-    `exceptions`, by ascending row: the positions of the inputs whose mean the row is (none: zeros). Rows from `real` on are
-    padding, the mean of all real rows.
+    `exceptions`, by ascending row: the positions of the inputs whose mean the row is (none: zeros). Rows from `real` to `padded`
+    (None: to the end) are padding, the mean of all real rows. `width`: elements of a row (None: all but the first dimension), for
+    tensors in which the rows' dimension is another; those before it count rows too.
     """
 
     real: int
     exceptions: tuple[tuple[int, tuple[int, ...]], ...]
+    padded: int | None = None
+    width: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +75,15 @@ def _fill(layout: RowLayout, x: Sequence[Tensor], start: int, width: int) -> Ten
 
 def rows_kernel(shape: tuple[int, ...], layout: RowLayout) -> Kernel:
     """The kernel that fills an embedding of `shape`."""
-    width = math.prod(shape[1:])
-    padded = layout.real < shape[0]
+    width = math.prod(shape[1:]) if layout.width is None else layout.width
+    end = math.prod(shape) // max(width, 1) if layout.padded is None else layout.padded
+    padded = layout.real < end
 
     def fill(x: Sequence[Tensor], start: int, scratch: Scratch, statistics: Sequence[Any]) -> Tensor:
         rows = _fill(layout, x, start, width)
         if padded:
-            rows[max(layout.real - start // width, 0) :] = statistics[0]
+            first = start // width
+            rows[max(layout.real - first, 0) : max(end - first, 0)] = statistics[0]
         return x[0]
 
     return Kernel(fill, statistics=(_MeanRow(layout, width),) if padded else (), state_bytes=16 * width, block=row_block(width))

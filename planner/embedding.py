@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..errors import CheckpointError
 from ..ops.rows import RowLayout
 from .catalog import Checkpoint, InputTensor
-from .layout import input_embedding, is_output_embedding, stands_for
+from .layout import stands_for
 from .recipe import MappedRows, RowRun, Source, rows_recipe
-from .vocabulary import Vocabulary
+from .token_axes import token_axes
+from .vocabulary import RowPlan, Vocabulary
 
 
 class RowMover:
-    """Lays out the vocabulary-sized tensors of the input models."""
+    """Lays out the tensors of the input models that have a row or an element a token."""
 
     def __init__(self, vocabulary: Vocabulary, checkpoints: Sequence[Checkpoint]) -> None:
         self._vocabulary, self._checkpoints = vocabulary, checkpoints
+        self._axes = [token_axes(checkpoint) for checkpoint in checkpoints]
+        self._plans: dict[tuple[int, ...], tuple[RowPlan, ...]] = {}
 
     def move(self, name: str, checkpoint: Checkpoint, tensor: Source) -> Source:
-        """`tensor`, which `checkpoint` holds under `name`, by the new vocabulary; unchanged if its rows are no tokens."""
+        """`tensor`, which `checkpoint` holds under `name`, by the new vocabulary; unchanged if it does not go by tokens.
+
+        Raises CheckpointError, naming the tensor, where it cannot be moved.
+        """
         model = next(i for i, other in enumerate(self._checkpoints) if other is checkpoint)
-        plan = self._vocabulary.rows[model]
-        if not _has_token_rows(name) or tensor.shape[0] != plan.old_rows or plan.identity:
+        found = stands_for(name, checkpoint.tensors)
+        at = self._axes[model].axes.get(found) if found else None
+        if at is None or tensor.shape != checkpoint.tensors[found or ""].shape:
             return tensor
-        shape = (plan.size, *tensor.shape[1:])
+        plan = self._plan(name, found or name)[model]
+        if plan.identity:
+            return tensor
+        shape = (*tensor.shape[: at.axis], plan.size, *tensor.shape[at.axis + 1 :])
+        outer, width = math.prod(shape[: at.axis]), math.prod(shape[at.axis + 1 :])
         own = [RowRun(*run) for run in plan.own]
         donors: dict[int, list[RowRun]] = {}
         exceptions: list[tuple[int, list[int]]] = []
@@ -37,11 +49,30 @@ class RowMover:
                 donors.setdefault(donor, []).append(RowRun(row, old, 1))
                 exceptions[-1][1].append(donor)
         position = {donor: i for i, donor in enumerate(donors, start=1)}
-        inputs = [self._mapped(name, model, tensor, shape, own)]
+        inputs = [self._mapped(name, model, tensor, shape, own, at.axis)]
         for donor, runs in donors.items():
-            inputs.append(self._mapped(name, donor, self._tensor(name, donor), shape, runs))
-        layout = RowLayout(plan.real, tuple((row, tuple(position[d] for d in who)) for row, who in exceptions))
-        return rows_recipe(name, inputs, layout)
+            inputs.append(self._mapped(name, donor, self._tensor(name, donor), shape, runs, at.axis))
+        listed = [(row, tuple(position[d] for d in who)) for row, who in exceptions]
+        if at.axis == 0:
+            return rows_recipe(
+                name, inputs, RowLayout(plan.real, tuple(listed), plan.padded if plan.padded < plan.size else None)
+            )
+        if outer > 1:  # a mean for each of them would be another statistic
+            listed += [(row, ()) for row in range(plan.real, plan.padded)]
+        every = tuple((o * plan.size + row, who) for o in range(outer) for row, who in sorted(listed))
+        real = plan.real if outer == 1 else outer * plan.size
+        return rows_recipe(name, inputs, RowLayout(real, every, plan.padded if outer == 1 else None, width))
+
+    def _plan(self, name: str, found: str) -> tuple[RowPlan, ...]:
+        """The plans of all models for the tensor of this name."""
+        rows = []
+        for checkpoint, axes in zip(self._checkpoints, self._axes, strict=True):
+            own = stands_for(name, checkpoint.tensors) or found
+            at = axes.axes.get(own)
+            rows.append(axes.rows if at is None else checkpoint.tensors[own].shape[at.axis])
+        if tuple(rows) not in self._plans:
+            self._plans[tuple(rows)] = self._vocabulary.tables.plans(rows)
+        return self._plans[tuple(rows)]
 
     def _tensor(self, name: str, model: int) -> Source:
         checkpoint = self._checkpoints[model]
@@ -50,18 +81,25 @@ class RowMover:
             raise CheckpointError(f"{checkpoint.label}: rows of '{name}' are wanted for tokens that others lack, and it has none")
         return checkpoint.tensors[found]
 
-    def _mapped(self, name: str, model: int, tensor: Source, shape: tuple[int, ...], runs: Sequence[RowRun]) -> MappedRows:
+    def _mapped(
+        self, name: str, model: int, tensor: Source, shape: tuple[int, ...], runs: Sequence[RowRun], axis: int
+    ) -> MappedRows:
+        label = self._checkpoints[model].label
         if not isinstance(tensor, InputTensor):
             raise CheckpointError(
-                f"{self._checkpoints[model].label}: the rows of '{name}' cannot be moved, because an adapter or an earlier stage "
-                "computes them: write that model to a folder of its own first"
+                f"{label}: the rows of '{name}' cannot be moved, because an adapter or an earlier stage computes them: "
+                "write that model to a folder of its own first"
             )
-        return MappedRows(tensor, shape, tuple(_joined(sorted(runs, key=lambda run: run.first_new))))
-
-
-def _has_token_rows(name: str) -> bool:
-    """Whether a tensor's first dimension is the vocabulary, if it is as long."""
-    return input_embedding([name]) is not None or is_output_embedding(name) or name.endswith(("lm_head.bias", "predictions.bias"))
+        if (*tensor.shape[:axis], *tensor.shape[axis + 1 :]) != (*shape[:axis], *shape[axis + 1 :]):
+            raise CheckpointError(
+                f"{label}: '{name}' goes by tokens and cannot be moved: its shape {list(tensor.shape)} differs from the other "
+                "models' in more than the vocabulary"
+            )
+        new, old = shape[axis], tensor.shape[axis]
+        outer = range(math.prod(shape[:axis]))
+        every = [RowRun(o * new + run.first_new, o * old + run.first_old, run.count) for o in outer for run in runs]
+        width = math.prod(shape[axis + 1 :]) if axis else None
+        return MappedRows(tensor, shape, tuple(_joined(sorted(every, key=lambda run: run.first_new))), width)
 
 
 def _joined(runs: Sequence[RowRun]) -> list[RowRun]:

@@ -29,12 +29,13 @@ class RowRun:
 class MappedRows:
     """Rows of an input tensor at other places; where no run puts one, there is nothing that may be read.
 
-    `shape` is that of the whole; `runs` are sorted by `first_new` and do not overlap.
+    `shape` is that of the whole; `runs` are sorted by `first_new` and do not overlap. `width` as in `RowLayout`.
     """
 
     tensor: InputTensor
     shape: tuple[int, ...]
     runs: tuple[RowRun, ...]
+    width: int | None = None
 
     @property
     def name(self) -> str:
@@ -49,7 +50,7 @@ class MappedRows:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return ITEM_SIZES[self.dtype] * math.prod(self.shape[1:])
+        return ITEM_SIZES[self.dtype] * (math.prod(self.shape[1:]) if self.width is None else self.width)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import CheckpointError
 from .catalog import Checkpoint
 from .json_text import loads
-from .layout import input_embedding, main_settings
+from .token_axes import TokenAxes, token_axes
 
 TOKENIZER, SETTINGS, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -29,6 +29,8 @@ _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": 
 class Tokenizer:
     """`tokens`: token to id, in the order of ids, without those at or past the embedding's `rows`.
 
+    `size` is vocab_size, from which `rows` differ in a few families (`token_axes`).
+
     `ordinary` is the part that stands in the model's own vocabulary (special tokens may, too); `added` the definitions of the
     tokens that are matched before any splitting. `document` is tokenizer.json, empty where it was not asked for; `settings` is
     tokenizer_config.json.
@@ -36,6 +38,7 @@ class Tokenizer:
 
     label: str
     rows: int
+    size: int
     tokens: Mapping[str, int]
     ordinary: Mapping[str, int]
     added: Mapping[str, Mapping[str, Any]]
@@ -51,30 +54,17 @@ def read_tokenizers(checkpoints: Sequence[Checkpoint], *, documents: bool = Fals
     known: dict[tuple[object, ...], Tokenizer] = {}
     found = []
     for checkpoint in checkpoints:
-        rows = embedding_rows(checkpoint)
+        axes = token_axes(checkpoint)
         files = {name: checkpoint.store.read(name) for name in (TOKENIZER, SETTINGS, ADDED) if name in checkpoint.side_files}
-        key = (rows, *((name, hashlib.blake2b(data).digest()) for name, data in files.items()))
+        key = (axes.rows, axes.size, *((name, hashlib.blake2b(data).digest()) for name, data in files.items()))
         if key not in known:
-            read = _tokenizer(checkpoint, rows, files)
+            read = _tokenizer(checkpoint, axes, files)
             known[key] = read if documents else replace(read, document={})
         found.append(known[key])
     return tuple(found)
 
 
-def embedding_rows(checkpoint: Checkpoint) -> int:
-    """How many rows the model's input embedding has. Raises CheckpointError where that is not clear."""
-    embeddings = [tensor for name, tensor in checkpoint.tensors.items() if input_embedding((name,)) and len(tensor.shape) == 2]
-    counts = {tensor.shape[0] for tensor in embeddings}
-    if len(counts) > 1:
-        sizes = {part["vocab_size"] for part in main_settings(checkpoint.config) if isinstance(part.get("vocab_size"), int)}
-        counts = counts & sizes or counts
-    if len(counts) != 1:
-        what = "has no input embedding that weft knows" if not counts else "has several input embeddings of different sizes"
-        raise CheckpointError(f"{checkpoint.label}: {what}, so its rows cannot follow another tokenizer")
-    return counts.pop()
-
-
-def _tokenizer(checkpoint: Checkpoint, rows: int, files: Mapping[str, bytes]) -> Tokenizer:
+def _tokenizer(checkpoint: Checkpoint, axes: TokenAxes, files: Mapping[str, bytes]) -> Tokenizer:
     label = checkpoint.label
     if TOKENIZER not in files:
         has = "tokenizer.model" in checkpoint.side_files or any(name.endswith(".model") for name in checkpoint.side_files)
@@ -97,10 +87,11 @@ def _tokenizer(checkpoint: Checkpoint, rows: int, files: Mapping[str, bytes]) ->
             free += 1
         free = max(free, ids[token] + 1)
         added[token] = definition
-    present = {token: number for token, number in sorted(ids.items(), key=lambda item: item[1]) if number < rows}
+    present = {token: number for token, number in sorted(ids.items(), key=lambda item: item[1]) if number < axes.rows}
     return Tokenizer(
         label,
-        rows,
+        axes.rows,
+        axes.size,
         present,
         {token: number for token, number in ordinary.items() if token in present},
         {token: definition for token, definition in added.items() if token in present},

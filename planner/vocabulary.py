@@ -43,37 +43,42 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RowPlan:
-    """How one model's rows become `size` rows: `real` ones, and padding that is the mean of the real ones.
+    """How one model's rows become `size` rows: `real` ones, padding up to `padded` that is the mean of the real ones, and rows of
+    no token behind them.
 
-    Every real row is in a run of `own`, if it is a single row of the model itself, or else a key of `others`. `old_rows` is how
-    many rows the model has.
+    Every real row is in a run of `own`, if it is a single row of the model itself, or else a key of `others`. The rows from
+    `padded` on are the model's own. `old_rows` is how many rows the model has.
     """
 
     own: tuple[Run, ...]
     others: Mapping[int, Donors]
     old_rows: int
     real: int
+    padded: int
     size: int
 
     @property
     def identity(self) -> bool:
         """Whether the rows are the model's own, all of them in place, so that nothing has to be moved."""
-        return self.own == (Run(0, 0, self.real),) and self.size == self.real == self.old_rows
+        return self.own == (Run(0, 0, self.size),) and self.size == self.old_rows
 
     @property
     def digest(self) -> str:
         """Changes whenever a row does."""
-        parts = (self.own, sorted(self.others.items()), self.old_rows, self.real, self.size)
+        parts = (self.own, sorted(self.others.items()), self.old_rows, self.real, self.padded, self.size)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """New token to id, in the order of ids, from 0 to `real` - 1; `size` rows with padding; the rows of each model."""
+    """New token to id, in the order of ids, from 0 to `real` - 1; `size` is the new vocab_size, with padding; `rows` are those of
+    each model's input embedding, and `tables` has those of other tensors.
+    """
 
     tokens: Mapping[str, int]
     size: int
     rows: tuple[RowPlan, ...]
+    tables: _Tables
 
     @property
     def real(self) -> int:
@@ -102,34 +107,81 @@ def plan_rows(
 ) -> Vocabulary:
     """The same from tokenizers."""
     given = {token: _row(tokenizers, token, override) for token, override in overrides.items()}
-    tokens = {token: number for number, token in enumerate(_new_tokens(tokenizers, base or 0, source, overrides))}
+    names, beyond = _new_tokens(tokenizers, base or 0, source, overrides)
+    tokens = {token: number for number, token in enumerate(names)}
+    template = tokenizers[template_of(base, source)]
     if not tokens:
-        raise CheckpointError(f"{tokenizers[template_of(base, source)].label}: no token of its tokenizer has an embedding row")
-    size = -(-len(tokens) // multiple) * multiple
-    ids = [_ids(tokenizer, tokens) for tokenizer in tokenizers]
-    lacking = np.zeros(len(tokens), dtype=bool)
-    for row in ids:
-        lacking |= row < 0
-    for token in given:
-        lacking[tokens[token]] = True
-    names = list(tokens)
-    others: list[dict[int, Donors]] = [{} for _ in tokenizers]
-    for new in np.flatnonzero(lacking).tolist():
-        token = names[new]
-        have = tuple((model, old) for model, row in enumerate(ids) if (old := int(row[new])) >= 0)
-        donors = given[token] if token in given else _donors(have, base)
-        force = token in overrides and overrides[token].force
-        single = donors[0] if len(donors) == 1 else (-1, -1)
-        for model, row in enumerate(ids):
-            if force or row[new] < 0:
-                row[new] = single[1] if single[0] == model else -1
-                if row[new] < 0:
-                    others[model][new] = donors
-    rows = tuple(
-        RowPlan(tuple(_runs(row)), other, tokenizer.rows, len(tokens), size)
-        for row, other, tokenizer in zip(ids, others, tokenizers, strict=True)
+        raise CheckpointError(f"{template.label}: no token of its tokenizer has an embedding row")
+    first = tokenizers[base or 0]
+    # What only the rows beyond vocab_size have stays beyond it, as far as it fits there.
+    inside = max(len(tokens) - beyond, len(tokens) - max(first.rows - first.size, 0))
+    size = -(-inside // multiple) * multiple
+    tables = _Tables(
+        tokens,
+        size,
+        tuple(_ids(tokenizer, tokens) for tokenizer in tokenizers),
+        tuple(tokenizer.size for tokenizer in tokenizers),
+        given,
+        frozenset(token for token in given if overrides[token].force),
+        base,
     )
-    return Vocabulary(tokens, size, rows)
+    return Vocabulary(tokens, size, tables.plans([tokenizer.rows for tokenizer in tokenizers]), tables)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """The new tokens and each model's id of each (-1: none), from which the rows of any tensor follow.
+
+    `given` has the rows that overrides name, `forced` those that hold in every model; `sizes` are the models' vocab_size.
+    """
+
+    tokens: Mapping[str, int]
+    size: int
+    ids: tuple[NDArray[np.int64], ...]
+    sizes: tuple[int, ...]
+    given: Mapping[str, Donors]
+    forced: frozenset[str]
+    base: int | None
+
+    def plans(self, rows: Sequence[int]) -> tuple[RowPlan, ...]:
+        """How each model's rows of a tensor move, of which it has `rows`: as many as its vocab_size, or a few more or fewer."""
+        real = [min(len(self.tokens), self.size + count - old) for count, old in zip(rows, self.sizes, strict=True)]
+        ids = [np.where(row < count, row, -1) for row, count in zip(self.ids, rows, strict=True)]
+        lacking = np.zeros(len(self.tokens), dtype=bool)
+        for row in ids:
+            lacking |= row < 0
+        for token in self.given:
+            lacking[self.tokens[token]] = True
+        names = list(self.tokens)
+        others: list[dict[int, Donors]] = [{} for _ in ids]
+        for new in np.flatnonzero(lacking).tolist():
+            token = names[new]
+            have = tuple((model, old) for model, row in enumerate(ids) if (old := int(row[new])) >= 0)
+            donors = self._given(token, rows) if token in self.given else _donors(have, self.base)
+            force = token in self.forced
+            single = donors[0] if len(donors) == 1 else (-1, -1)
+            for model, row in enumerate(ids):
+                if force or row[new] < 0:
+                    row[new] = single[1] if single[0] == model else -1
+                    if row[new] < 0 and new < real[model]:
+                        others[model][new] = donors
+        return tuple(
+            _row_plan(row[: real[model]], others[model], rows[model], self.sizes[model], self.size)
+            for model, row in enumerate(ids)
+        )
+
+    def _given(self, token: str, rows: Sequence[int]) -> Donors:
+        """The row that an override names, if the tensor has it."""
+        return tuple((model, row) for model, row in self.given[token] if row < rows[model])
+
+
+def _row_plan(ids: NDArray[np.int64], others: Mapping[int, Donors], rows: int, old_size: int, size: int) -> RowPlan:
+    """One model's plan; `ids` are its rows for the new tokens that a tensor with its `rows` will have."""
+    total = size + rows - old_size
+    padded = min(max(size, len(ids)), total)
+    behind = np.arange(padded, total, dtype=np.int64) + (old_size - size)
+    runs = _runs(np.concatenate([ids, np.full(padded - len(ids), -1), behind]))
+    return RowPlan(tuple(runs), others, rows, len(ids), padded, total)
 
 
 def template_of(base: int | None, source: Source) -> int:
@@ -137,18 +189,22 @@ def template_of(base: int | None, source: Source) -> int:
     return source if isinstance(source, int) else base or 0
 
 
-def _new_tokens(tokenizers: Sequence[Tokenizer], base: int, source: Source, extra: Mapping[str, object]) -> dict[str, None]:
-    """The new tokens in their order."""
+def _new_tokens(tokenizers: Sequence[Tokenizer], base: int, source: Source, extra: Mapping[str, object]) -> tuple[list[str], int]:
+    """The new tokens in their order, and how many of the last ones have only rows beyond vocab_size, in all models."""
     tokens = dict.fromkeys(tokenizers[template_of(base, source)].tokens)
+    # The same tokenizer read for several models is one object.
+    others = {id(tokenizer): tokenizer for tokenizer in tokenizers}.values()
     if source == "union":
-        # The same tokenizer read for several models is one object.
-        others = {id(tokenizer): tokenizer for tokenizer in tokenizers}.values()
         for tokenizer in others:
             tokens.update(dict.fromkeys(token for token in tokenizer.tokens if token not in tokenizer.added))
         for tokenizer in others:
             tokens.update(dict.fromkeys(token for token in tokenizer.tokens if token in tokenizer.added))
     tokens.update(dict.fromkeys(extra))
-    return tokens
+    past = [tokenizer for tokenizer in others if tokenizer.rows > tokenizer.size]
+    beyond = {token for tokenizer in past for token, number in tokenizer.tokens.items() if number >= tokenizer.size}
+    within = {token for token in beyond for tokenizer in others if tokenizer.tokens.get(token, tokenizer.size) < tokenizer.size}
+    last = [token for token in tokens if token in beyond - within]
+    return [*(token for token in tokens if token not in beyond - within), *last], len(last)
 
 
 def _ids(tokenizer: Tokenizer, tokens: Mapping[str, int]) -> NDArray[np.int64]:
