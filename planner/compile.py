@@ -70,15 +70,16 @@ def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:
     names = [recipe.name for recipe in made.recipes]
     counted_config, count_notes = count_prediction_layers(base.checkpoint.config, compiled, names)
     model_config = merged_config(counted_config, _dtype(made.recipes), layers if renumbered else None)
+    settings, said = tokens.settings(model_config)
     return Merge(
         method=method,
         base=base,
         recipes=made.recipes,
-        model_config=tokens.settings(model_config),
+        model_config=settings,
         side_files={name: size for name, size in all_side_files(base.checkpoint).items() if not tokens.replaces(name)},
         written_files=tokens.files,
         layers=len(layers),
-        notes=(*notes, *aligned.notes, *made.notes, *left_out(compiled, names), *count_notes),
+        notes=(*notes, *aligned.notes, *made.notes, *left_out(compiled, names), *count_notes, *said, *tokens.notes),
         kept=made.kept,
         parts=compiled,
         mover=tokens.mover,

@@ -17,6 +17,9 @@ from ..errors import CheckpointError
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """Keys of config.json under which families keep the layer count of their main stack."""
 
+MAIN_SETTINGS = ("text_config", "llm_config", "language_config", "thinker_config")
+"""Keys of config.json under which families keep the language model's own part."""
+
 _NUMBERED = re.compile(r"(?P<prefix>.*?)\.?(?<![^.])(?P<index>0|[1-9][0-9]{0,5})\.(?P<rest>.+)")
 _COUNT_KEY = re.compile(r"(layer|block|depth)", re.IGNORECASE)
 _BEFORE = re.compile(
@@ -141,7 +144,7 @@ def main_layer_count(config: Mapping[str, Any]) -> int | None:
 def main_settings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The parts of a config.json that may describe the main stack: the top, then a language model's own part."""
     yield config
-    for key in ("text_config", "llm_config", "language_config", "thinker_config"):
+    for key in MAIN_SETTINGS:
         nested = config.get(key)
         if isinstance(nested, Mapping):
             yield nested

@@ -75,16 +75,16 @@ def compile_mixture(
     builder = _Builder(config, mixture, family, base, experts, tokens, seed, processor)
     recipes = tuple(builder.recipes())
     dtype = recipes[0].dtype
-    settings = merged_config(builder.settings, TO_CONFIG.get(dtype), None)
+    settings, said = tokens.settings(merged_config(builder.settings, TO_CONFIG.get(dtype), None))
     return Merge(
         method=METHOD,
         base=base,
         recipes=recipes,
-        model_config=tokens.settings(settings),
+        model_config=settings,
         side_files={name: size for name, size in all_side_files(base.checkpoint).items() if not tokens.replaces(name)},
         written_files=tokens.files,
         layers=builder.router.layers,
-        notes=(*notes, *builder.notes),
+        notes=(*notes, *builder.notes, *said, *tokens.notes),
         routers=(builder.router,),
     )
 

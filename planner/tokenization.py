@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,22 +17,27 @@ from .embedding import RowMover
 from .json_text import loads
 from .reference import ModelReference
 from .sources import Model
-from .token_ids import token_ids
+from .token_ids import LostToken, token_ids
 from .tokenizer_config import ModelToken, TokenizerConfig, TokenizerError, resolve_overrides, resolve_source
 from .tokenizer_files import is_tokenizer_file, tokenizer_files, with_chat_template
 from .vocabulary import plan_vocabulary
 
-GENERATION = "generation_config.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
+_SETTINGS = re.compile(r"generation_config\.json|\w*processor_config\.json")
+"""Side files that may name tokens by their ids."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenization:
-    """`files` are written instead of what `replaces` names among the base model's; `settings` puts config.json right."""
+    """`files` are written instead of what `replaces` names among the base model's; `settings` puts config.json right, with notes
+    about it, and `notes` are about the files.
+    """
 
     mover: RowMover | None
     files: Mapping[str, bytes]
     replaces: Callable[[str], bool]
-    settings: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    settings: Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], tuple[str, ...]]]
+    notes: tuple[str, ...] = ()
 
 
 def plan_tokenization(config: LoadedConfig, models: Sequence[Model], base: Model) -> Tokenization:
@@ -56,10 +62,21 @@ def plan_tokenization(config: LoadedConfig, models: Sequence[Model], base: Model
         raise config.error(error.path, str(error)) from None
     files = tokenizer_files(checkpoints, named_base, vocabulary, source, template)
     ids = token_ids(checkpoints, named_base, vocabulary, source)
-    if GENERATION in base.checkpoint.side_files:
-        settings = _json(base.checkpoint, GENERATION)
-        files[GENERATION] = (json.dumps(ids.generation(settings), indent=2, ensure_ascii=False) + "\n").encode()
-    return Tokenization(RowMover(vocabulary, checkpoints), files, is_tokenizer_file, ids.config)
+    notes: list[str] = []
+
+    def settled(settings: Mapping[str, Any], name: str = CONFIG) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+        try:
+            return ids.config(settings) if name == CONFIG else ids.settings(settings, name)
+        except LostToken as error:
+            raise config.error(_source_path(config), str(error)) from None
+
+    for name in filter(_SETTINGS.fullmatch, base.checkpoint.side_files):
+        if (old := _map(base.checkpoint, name)) is not None:
+            new, said = settled(old, name)
+            notes += said
+            if new != old or name == GENERATION:
+                files[name] = (json.dumps(new, indent=2, ensure_ascii=False) + "\n").encode()
+    return Tokenization(RowMover(vocabulary, checkpoints), files, is_tokenizer_file, settled, tuple(notes))
 
 
 def models_of_tokens(config: LoadedConfig) -> Iterator[tuple[ModelReference, Path]]:
@@ -93,14 +110,17 @@ def _only_template(base: Checkpoint, template: str | None) -> Tokenization:
     if template is not None:
         own = {name: base.store.read(name) for name in base.side_files if is_tokenizer_file(name)}
         files = {name: data for name, data in with_chat_template(base.label, own, template).items() if own.get(name) != data}
-    return Tokenization(None, files, lambda name: False, lambda settings: settings)
+    return Tokenization(None, files, lambda name: False, lambda settings: (settings, ()))
 
 
-def _json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+def _map(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
+    """A JSON file that holds a map; None for a processor's that holds none, which is copied as it is. Raises CheckpointError."""
     try:
         value = loads(checkpoint.store.read(name))
     except ValueError as error:
-        raise CheckpointError(f"{checkpoint.label}/{name}: {error}") from None
-    if not isinstance(value, dict):
+        if name == GENERATION:
+            raise CheckpointError(f"{checkpoint.label}/{name}: {error}") from None
+        return None
+    if name == GENERATION and not isinstance(value, dict):
         raise CheckpointError(f"{checkpoint.label}/{name}: not a map")
-    return value
+    return value if isinstance(value, dict) else None

@@ -14,11 +14,12 @@ from pydantic import TypeAdapter, ValidationError
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from trials import trials
 from vocabularies import FLAGS, model, word_tokenizer
 from weft.errors import CheckpointError
 from weft.planner.catalog import Checkpoint
 from weft.planner.chat_templates import TEMPLATES, ChatTemplate, choose_template
-from weft.planner.token_ids import token_ids
+from weft.planner.token_ids import LostToken, token_ids
 from weft.planner.tokenizer_config import Override, Source
 from weft.planner.tokenizer_files import is_tokenizer_file, tokenizer_files, with_chat_template
 from weft.planner.vocabulary import Vocabulary, plan_vocabulary
@@ -74,9 +75,9 @@ def test_files_agree_with_the_reference_tool(
     assert json.loads(files["tokenizer_config.json"]).items() >= settings.items()
     ids = token_ids(checkpoints, base, vocabulary, source)
     origin = checkpoints[base or 0]
-    assert ids.config(origin.config) == expected["config.json"]
+    assert ids.config(origin.config) == (expected["config.json"], ())
     generation = json.loads(origin.store.read("generation_config.json"))
-    assert ids.generation(generation) == generation
+    assert ids.settings(generation, "generation_config.json") == (generation, ())
     assert set(Tokenizer.from_str(files["tokenizer.json"].decode()).get_vocab().items()) == set(vocabulary.tokens.items())
 
 
@@ -261,12 +262,20 @@ def test_tokens_without_a_row_are_gone(pair: tuple[Tokenizer, Tokenizer], missin
 
 def test_holes_between_ids_are_closed() -> None:
     files = {"tokenizer.json": word_tokenizer({"<unk>": 0, "x": 3, "y": 9}, {"y": 9})}
-    config = {"vocab_size": 16, "eos_token_id": 9, "pad_token_id": 5, "bos_token_id": 3}
+    config = {"vocab_size": 16, "eos_token_id": 9, "pad_token_id": None, "bos_token_id": 3, "sep_token_id": 5, "cls_token_id": 1}
     checkpoint = model("m", files, 16, config)
     tokenizer, vocabulary = union([checkpoint], "base")
     assert vocabulary.tokens == {"<unk>": 0, "x": 1, "y": 2} and tokenizer.encode("x y").ids == [1, 2]
     new = token_ids([checkpoint], 0, vocabulary, "base").config(config)
-    assert new == {"vocab_size": 3, "eos_token_id": 2, "pad_token_id": None, "bos_token_id": 1}
+    assert new == (
+        config | {"vocab_size": 3, "eos_token_id": 2, "bos_token_id": 1},
+        (
+            "config.json: sep_token_id stays 5, which is no token of m's tokenizer",
+            "config.json: cls_token_id stays 1, which is no token of m's tokenizer; it is 'x' in the result",
+        ),
+    )
+    with pytest.raises(LostToken, match=r"^m/config.json: pad_token_id is 5, .* past the end of the result's 3 rows"):
+        token_ids([checkpoint], 0, vocabulary, "base").config({"pad_token_id": 5})
 
 
 def test_template_processing_gets_new_ids_and_loses_what_is_gone() -> None:
@@ -371,29 +380,110 @@ CONFIG: dict[str, Any] = {
 @pytest.mark.parametrize("source", ["union", "base"])
 def test_ids_stay_with_their_tokens(source: Source) -> None:
     checkpoints, vocabulary = two_models(source)
-    assert token_ids(checkpoints, 0, vocabulary, source).config(CONFIG) == CONFIG | {"eos_token_id": [1, 2, 7]}
+    new, notes = token_ids(checkpoints, 0, vocabulary, source).config(CONFIG)
+    assert new == CONFIG | {"eos_token_id": [1, 2]} and len(notes) == 2
 
 
 def test_ids_follow_the_tokenizer_of_another_model() -> None:
     checkpoints, vocabulary = two_models(1)
     ids = token_ids(checkpoints, 0, vocabulary, 1)
-    new = ids.config(CONFIG)
-    assert new == CONFIG | {
-        "eos_token_id": [0, 1, 7], "pad_token_id": None, "image_token_index": 2, "suppress_tokens": [2], "bad_words_ids": [[2]],
+    config = {key: value for key, value in CONFIG.items() if key != "pad_token_id"}
+    new, notes = ids.config(config)
+    assert new == config | {
+        "eos_token_id": [0, 1], "image_token_index": 2, "suppress_tokens": [2], "bad_words_ids": [[2]],
     }  # fmt: skip
-    assert ids.generation({"eos_token_id": 1, "max_length": 1}) == {"eos_token_id": [0, 1], "max_length": 1}
-    assert ids.generation({"pad_token_id": 2, "eos_token_id": [2]}) == {"pad_token_id": None, "eos_token_id": 0}
-    assert ids.generation({"max_length": 1}) == {"max_length": 1}
+    assert "config.json: suppress_tokens no longer has 2, the token '<pad>', which the result does not have" in notes
+    for old, want in ((1, [0, 1]), ([2], 0)):
+        assert ids.settings({"eos_token_id": old}, "generation_config.json")[0] == {"eos_token_id": want}
+    assert ids.settings({"max_length": 1}, "generation_config.json") == ({"max_length": 1}, ())
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"pad_token_id": 2}, "pad_token_id"),
+        ({"vision_config": {"image_token_id": 2}}, "vision_config.image_token_id"),
+        ({"thinker_config": {"text_config": {"pad_token_id": 2}}}, "thinker_config.text_config.pad_token_id"),
+        ({"visual_indicator_token_ids": [0, 2]}, "visual_indicator_token_ids"),
+        ({"forced_decoder_ids": [[1, 0], [2, 2]]}, "forced_decoder_ids"),
+        ({"im_start_id": 2}, "im_start_id"),
+        ({"image_token": "<pad>"}, "image_token"),
+    ],
+)
+def test_a_setting_that_names_a_lost_token(settings: dict[str, Any], key: str) -> None:
+    checkpoints, vocabulary = two_models(1)
+    with pytest.raises(LostToken) as caught:
+        token_ids(checkpoints, 0, vocabulary, 1).config(settings)
+    assert str(caught.value) == (
+        f"base/config.json names '<pad>' as {key}, and chat has no such token: take its row along with "
+        "'tokenizer: {source: chat, tokens: {\"<pad>\": {source: base}}}', or choose a tokenizer_source that has it"
+    )
+
+
+def test_ids_of_other_vocabularies_stay() -> None:
+    checkpoints, vocabulary = two_models(1)
+    config = {
+        "codec_eos_token_id": 2, "codebook_pad_token_id": 2, "t2u_eos_token_id": 2, "num_image_token": 2, "lang_id": 2,
+        "talker_config": {"vocab_size": 90, "pad_token_id": 2, "text_config": {"vocab_size": 90, "eos_token_id": 1}},
+        "vision_config": {"pad_token_id": 2, "hidden_size": 2},
+    }  # fmt: skip
+    new, notes = token_ids(checkpoints, 0, vocabulary, 1).config(config)
+    assert new == config | {"vocab_size": 8} and not notes
+
+
+NUMBERS = st.none() | st.booleans() | st.integers(-2, 12) | st.lists(st.integers(-2, 12), max_size=4)
+PARTS = ["text_config", "vision_config", "decoder", "rope"]
+KEYS = [
+    "bos_token_id", "eos_token_id", "pad_token_id", "image_token_id", "audio_token_index", "decoder_start_token_id", "vocab_size",
+    "suppress_tokens", "bad_words_ids", "visual_indicator_token_ids", "hidden_size", "num_layers",
+]  # fmt: skip
+PLAIN = st.dictionaries(st.sampled_from(KEYS), NUMBERS, max_size=5)
+SETTINGS = st.builds(lambda plain, parts: plain | parts, PLAIN, st.dictionaries(st.sampled_from(PARTS), PLAIN, max_size=3))
+
+
+@trials(200)
+@given(SETTINGS, st.sampled_from(["union", "base", 1]))
+def test_an_id_follows_its_token_or_stays_or_is_an_error(config: dict[str, Any], source: Source) -> None:
+    checkpoints, vocabulary = two_models(source)
+    ids = token_ids(checkpoints, 0, vocabulary, source)
+    try:
+        new, notes = ids.config(config)
+    except LostToken as error:
+        assert "\n" not in str(error) and str(error).startswith("base/config.json")
+        return
+
+    def agree(old: Any, now: Any, key: str) -> None:
+        if isinstance(old, dict):
+            assert old.keys() <= now.keys()
+            for name, value in old.items():
+                agree(value, now[name], name)
+        elif isinstance(now, list):
+            assert isinstance(old, list) or now[0] == ids.special[key[:3]]
+        elif type(old) is int:
+            # What was an integer is one, and whatever moved is the same token.
+            assert type(now) is int
+            assert now == old or key == "vocab_size" or key[:3] in ids.special or now == ids.moved[old]
+        elif not isinstance(old, list):
+            assert now == old or key == "vocab_size" or (old is None and key[:3] in ids.special)
+
+    agree(config, new, "")
+    assert all("\n" not in note for note in notes)
+    assert ids.config(config) == (new, notes), "the same again"
 
 
 def test_the_language_models_part_is_updated() -> None:
     checkpoints, vocabulary = two_models("union")
     ids = token_ids(checkpoints, 0, vocabulary, "union")
     text, vision = {"vocab_size": 4, "eos_token_id": 1}, {"vocab_size": 4, "pad_token_id": 500}
-    new = ids.config({"text_config": text, "vision_config": vision})
+    new, _ = ids.config({"text_config": text, "vision_config": vision})
     assert new == {"text_config": {"vocab_size": 8, "eos_token_id": 1}, "vision_config": vision}
-    assert ids.config({"text_config": {}, "vocab_size": 3}) == {"text_config": {"vocab_size": 8}, "vocab_size": 8}
-    assert ids.config({}) == {"vocab_size": 8}
+    assert ids.config({"text_config": {}, "vocab_size": 3})[0] == {"text_config": {"vocab_size": 8}, "vocab_size": 8}
+    assert ids.config({})[0] == {"vocab_size": 8}
+    deep: dict[str, Any] = {
+        "thinker_config": {"text_config": {"vocab_size": 8, "vocab_size_per_layer_input": 8}},
+        "decoder": {"vocab_size": 8},
+    }
+    assert ids.config(deep)[0] == deep
 
 
 # Chat templates
