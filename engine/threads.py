@@ -11,25 +11,23 @@ from typing import Generic, TypeVar
 from ..errors import ResourceError
 
 Job = TypeVar("Job")
-Result = TypeVar("Result")
 Report = Callable[[object, BaseException | None], None]
 
 
-def persistently(work: Callable[[], Result]) -> Result:
+def persistently(work: Callable[[], object]) -> None:
     """Call `work` until it returns, again where Ctrl-C breaks into it; then KeyboardInterrupt is raised if there was one.
 
     For what must be over before anything else goes on: threads that use what is closed next. `work` can be begun again.
     """
-    stopped: KeyboardInterrupt | None = None
+    interrupted = False
     while True:
         try:
-            result = work()
+            work()
             break
-        except KeyboardInterrupt as error:
-            stopped = error
-    if stopped is not None:
-        raise stopped
-    return result
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 class Crew(Generic[Job]):
