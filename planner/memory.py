@@ -19,6 +19,8 @@ PASS_OVERHEAD = 1 << 20
 PIPELINE = 128 << 20
 """Bytes of the pool that let reading, computing and writing overlap where single steps are small."""
 
+KEPT_FREE = 1 << 20
+"""Bytes of freed blocks that the allocator keeps for a thread at most, as glibc does once it has seen blocks of half of it."""
 
 SLOTS = 2
 """Blocks on their way to a device, or from it, at once: one is copied while the other is computed with."""
@@ -116,6 +118,7 @@ def divide(budget: Budget, kernels: Sequence[Kernel], sizes: Sequence[Sequence[i
     # Partial statistics: a total for each tensor that is being computed and one that is joined into a whole, those of parts, and
     # for each worker that of a block beside that of the part to which it is added.
     states = sum(totals) + max(totals, default=0) + (unmerged_parts(budget.workers) + budget.workers) * partial
+    states += budget.workers * min(partial, KEPT_FREE)
     if budget.on_host:
         workspace = max((workspace_bytes(k, len(s) - 1) for k, s in zip(kernels, sizes, strict=True)), default=0)
         scratch = budget.workers * workspace
