@@ -200,6 +200,7 @@ class Executor:
         self.committer.put(0)
         self.committer.close(drop=False)
         self.passing.clear()
+        self._done = queue.SimpleQueue()  # errors that nobody read refer to this executor, by the frames of their threads
         self._taken.close()
 
     def _handle(self, outcome: object) -> None:

@@ -139,7 +139,10 @@ def stream(plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
         worker.put(0)
         while (item := done.get()) is not None:
             if isinstance(item, BaseException):
-                raise item
+                try:
+                    raise item
+                finally:
+                    del item
             number, tensor = item
             del item
             collector.received(number)
@@ -149,4 +152,6 @@ def stream(plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
         stopping.set()
         collector.stop()
         persistently(partial(worker.close, drop=True))
+        with contextlib.suppress(queue.Empty):
+            done.get_nowait()
         torch.set_num_threads(threads)

@@ -31,7 +31,7 @@ from weft.planner.plan import Options, make_plan
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 MEMORY = """
-import gc, json, sys, threading, weft
+import gc, json, sys, threading, time, weft
 from pathlib import Path
 from weft.engine.events import TensorDurable
 from weft.engine.system import resident_memory
@@ -45,8 +45,11 @@ def use_up():
         del tensor
 
 def abandon():
-    tensors = weft.merge(plan)
-    next(tensors)
+    for seconds in (0, 0.2):  # before others write, and while they wait for their turn
+        tensors = weft.merge(plan)
+        next(tensors)
+        time.sleep(seconds)
+        del tensors
 
 def fail():
     def observer(event):
