@@ -417,6 +417,20 @@ def test_ids_follow_the_tokens(tmp_path: Path) -> None:
     assert set(generation["eos_token_id"]) == {2, new} and tokenizer.eos_token_id == 2
 
 
+def test_a_setting_that_names_a_token_which_is_gone(tmp_path: Path) -> None:
+    base = tmp_path / "seeing"
+    shutil.copytree("llama-tools", base)
+    settings = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(settings | {"vision_config": {"image_token_id": 288}}))
+    config = mix({str(base): 0.5, "llama-base": 0.5}, tokenizer_source="llama-base")
+    line = refused(config, tmp_path)
+    assert "config.json names '<|tool|>' as vision_config.image_token_id, and llama-base has no such token" in line
+    keep = {"source": "llama-base", "tokens": {"<|tool|>": {"source": str(base)}}}
+    run({**mix({str(base): 0.5, "llama-base": 0.5}), "tokenizer": keep}, tmp_path / "out")
+    new = json.loads((tmp_path / "out" / "config.json").read_text())["vision_config"]["image_token_id"]
+    assert ids_of(tmp_path / "out")["<|tool|>"] == new
+
+
 # Everything around it.
 
 

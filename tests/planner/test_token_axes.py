@@ -40,7 +40,7 @@ def with_size(config: Mapping[str, Any], old: int, new: int) -> dict[str, Any]:
     for key, value in config.items():
         if isinstance(value, dict):
             made[key] = with_size(value, old, new)
-        elif value == old and re.fullmatch(r"(text_)?vocab_size(_per_layer_input)?", key):
+        elif value == old and re.fullmatch(r"(\w+_)?vocab_size(_per_layer_input)?", key):
             made[key] = new
         else:
             made[key] = 3 if _IDS.fullmatch(key) and type(value) is int and value >= 290 else value
