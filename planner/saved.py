@@ -96,7 +96,7 @@ def load_saved_plan(path: Path) -> SavedPlan | None:
     if (
         not all(isinstance(text, str) for text in (source, config, digest))
         or not all(isinstance(part, dict) for part in (settings, commits, inputs, states))
-        or not all(is_setting(key, settings.get(key)) for key in SETTINGS)
+        or not all(is_setting(key, settings.get(key)) for key in (*SETTINGS, "lenient"))
         or not all(isinstance(text, str) for text in (*commits.values(), *inputs.values()))
     ):
         raise ConfigError(f"{path}: a damaged plan: make it again with `weft plan --save`")
@@ -107,7 +107,7 @@ def is_setting(name: str, value: object) -> bool:
     """Whether that is a value which an option of this name can have: plans and manifests may come from anywhere."""
     if name == "device":
         return isinstance(value, str) and re.fullmatch(r"cpu|cuda(:\d{1,3})?", value) is not None
-    if name == "copy_tokenizer":
+    if name in ("copy_tokenizer", "lenient"):
         return isinstance(value, bool)
     low, high = _NUMBERS[name]
     return type(value) is int and low <= value <= high
