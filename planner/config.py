@@ -14,7 +14,7 @@ from ..errors import ConfigError, nearest
 from ..ops.registry import methods
 from .chat_templates import ChatTemplate
 from .config_types import FloatType, Reference, Strict, Whole
-from .document import MAX_BYTES, Document, Oddity, Path, UnknownKey, parse, short
+from .document import MAX_BYTES, Document, Oddity, Path, UnknownKey, look_alike, parse, short
 from .files import open_file
 from .mixture_config import Expert, MixtureConfig
 from .reference import parse_reference
@@ -183,7 +183,8 @@ def _load(document: Document, text: str, lenient: bool) -> LoadedConfig:
     notes = [document.note(oddity, lenient=lenient) for oddity in document.oddities]
     value = document.value
     if not isinstance(value, Mapping):
-        raise document.error((), f"a config is a map with the key 'merge_method', not {type(value).__name__}")
+        hint = look_alike(text, 1, MAX_BYTES)
+        raise document.error((), f"a config is a map with the key 'merge_method', not {type(value).__name__}{hint}")
     kind = MixtureConfig if "experts" in value else MergeConfig
     while True:
         try:
@@ -316,6 +317,8 @@ _OPTIONS = {"seed": "--seed", "random_seed": "--seed", "out_shard_size": "--out-
 def _hint(path: Path, kind: type[BaseModel]) -> str:
     """What was meant by an unknown key."""
     key, known = str(path[-1]), _keys_at(path[:-1], kind)
+    if sign := look_alike(key, 1, 1):
+        return sign.replace("line 1", "it", 1)
     if key in _OPTIONS and len(path) == 1:
         return f"; it is an option of the command: {_OPTIONS[key]}"
     if "parameters" in known and any(method.parameter(key) for method in methods().values()):

@@ -6,6 +6,7 @@ anything, keys are unique, and neither aliases nor merge keys can grow a small f
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -146,10 +147,31 @@ def parse(text: str, source: str) -> list[Document]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        raise ConfigError(f"{source}, line {line}: not valid YAML: {error.problem or error}") from None
+        hint = _ESCAPE if "escape" in str(error.problem) else look_alike(text, line - 2, line)
+        raise ConfigError(f"{source}, line {line}: not valid YAML: {error.problem or error}{hint}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
     return [_document(node, source) for node in nodes]
+
+
+_LOOK_ALIKES = {
+    "：": ":", "，": ",", "［": "[", "］": "]", "｛": "{", "｝": "}", "＃": "#", "－": "-", "—": "-",
+    "“": '"', "”": '"', "‘": "'", "’": "'", "\u00a0": " ", "\u3000": " ", "\u200b": "",
+}  # fmt: skip
+"""What input methods and web pages put in the place of YAML's signs."""
+
+_ESCAPE = ": in double quotes a backslash begins an escape: use single quotes, or / in the place of it"
+
+
+def look_alike(text: str, first: int, last: int) -> str:
+    """For a message about these lines: a sign in them that only looks like one of YAML's; "" where there is none."""
+    for number, line in enumerate(text.splitlines()[: max(last, 0)], start=1):
+        found = next((sign for sign in line.partition(" #")[0] if sign in _LOOK_ALIKES), None) if number >= first else None
+        if found:
+            meant = _LOOK_ALIKES[found]
+            name = unicodedata.name(found).lower()
+            return f"; line {number} has U+{ord(found):04X}, {name}: " + (f"write {meant!r}" if meant else "leave it out")
+    return ""
 
 
 def _written(text: str) -> str:

@@ -5,6 +5,8 @@ A folder's name may hold `+` and `@`, too: what exists as a folder is that folde
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -74,7 +76,7 @@ def _from_text(text: str) -> ModelReference:
 
 
 def _location(text: str) -> Location:
-    text = text.strip()
+    text = _as_hub_name(text.strip())
     if "@" not in text or _is_folder(text):
         pieces = [text]
     else:
@@ -86,6 +88,31 @@ def _location(text: str) -> Location:
     if not all(pieces):
         raise ValueError(f"'{text}' is not a model: write a folder or org/name, then perhaps @revision and +adapter")
     return Location(*pieces)
+
+
+_ADDRESS = re.compile(
+    r"https?://(?P<host>[^/]+)/(?P<name>[\w.-]+/[\w.-]+)(/(tree|blob|resolve)/(?P<revision>[^/?#]+)[^?#]*)?/?([?#].*)?"
+)
+_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com")
+_DRIVE = re.compile(r"(?P<drive>[A-Za-z]):[\\/]")
+
+
+def _as_hub_name(text: str) -> str:
+    """What people paste for a Hub name, as such a name: a page's address, a name with a slash behind it."""
+    if "://" in text:
+        match = _ADDRESS.fullmatch(text)
+        own = os.environ.get("HF_ENDPOINT", "").partition("://")[2].strip("/")
+        if match is None or match["host"] not in (*_HOSTS, own):
+            raise ValueError(
+                f"'{text}' is no model's address on the Hub: write org/name, or download the model and name its folder"
+            )
+        return f"{match['name']}@{match['revision']}" if match["revision"] not in (None, "main") else match["name"]
+    if _DRIVE.match(text) and not _is_folder(text):
+        drive, rest = text[0].lower(), text[3:].replace("\\", "/")
+        raise ValueError(f"'{text}' is a Windows path: inside WSL it is /mnt/{drive}/{rest}")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+/", text) and not _is_folder(text):
+        return text[:-1]
+    return text
 
 
 def _splits(text: str, sign: str) -> Iterator[tuple[str, str]]:

@@ -305,3 +305,28 @@ def test_a_config_in_utf_16_is_read_and_one_in_gbk_is_named() -> None:
 def test_swapped_arguments_are_named() -> None:
     Path("out").mkdir()
     assert "the config comes first" in weft("run", "out", "merge.yaml").line
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("merge_method：slerp\n", "line 1 has U+FF1A, fullwidth colon: write ':'"),
+        ("merge_method： slerp\nmodels:\n  - model: a\n", "has U+FF1A, fullwidth colon: write ':'"),
+        ("merge_method: linear\nmodels:\n\u00a0\u00a0- model: a\n", "it has U+00A0, no-break space: write ' '"),
+        ("merge_method: linear\nmodels: ［a］\n- model: b\n", "has U+FF3B, fullwidth left square bracket"),
+        ("merge_method: linear\n\u3000dtype: float16\nmodels: [{model: a}]\n", "has U+3000, ideographic space: write ' '"),
+        ('merge_method: linear\nmodels:\n- model: "C:\\Users\\me"\n', "in double quotes a backslash begins an escape"),
+        ("merge_method: linear\nmodels:\n- model: 'C:\\Users\\me'\n", "a Windows path: inside WSL it is /mnt/c/Users/me"),
+        ("merge_method: linear\nmodels:\n- model: https://example.com/a/b\n", "no model's address on the Hub"),
+    ],
+)
+def test_signs_that_only_look_right_are_named(text: str, said: str) -> None:
+    Path("odd.yaml").write_text(text, encoding="utf-8")
+    assert said in weft("plan", "odd.yaml").line
+
+
+def test_such_signs_in_texts_are_nobodys_business() -> None:
+    Path("odd.yaml").write_text("# 合并：两个\u00a0模型\n" + CONFIG + "chat_template: '{{ “你好：” }}'\n", encoding="utf-8")
+    assert weft("plan", "odd.yaml", "-q").code == 0
+    Path("odd.yaml").write_text("# 合并：两个模型\n" + CONFIG + "dtyp: float16\n", encoding="utf-8")
+    assert "did you mean 'dtype'" in weft("plan", "odd.yaml").line

@@ -95,3 +95,21 @@ def test_maps_that_are_no_model(value: dict[str, Any]) -> None:
 def test_other_values_are_no_model(value: object) -> None:
     with pytest.raises(ValueError, match="a model is a folder or a Hub name"):
         parse_reference(value)
+
+
+@pytest.mark.parametrize(
+    ("pasted", "name"),
+    [
+        ("https://huggingface.co/org/name", "org/name"),
+        ("https://huggingface.co/org/name/", "org/name"),
+        ("https://huggingface.co/org/name/tree/main", "org/name"),
+        ("https://hf.co/org/name/tree/v1.0", "org/name@v1.0"),
+        ("https://hf-mirror.com/org/name.v2/blob/abc/config.json?x=1", "org/name.v2@abc"),
+        ("http://localhost:8090/org/name", "org/name"),
+        ("org/name/", "org/name"),
+        ("org/name/+org/adapter/", "org/name+org/adapter"),
+    ],
+)
+def test_what_people_paste_for_a_hub_name(pasted: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://localhost:8090/")
+    assert str(parse_reference(pasted)) == name
