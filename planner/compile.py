@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,12 @@ from .config import LoadedConfig
 from .dtypes import ITEM_SIZES, MERGED, TO_CONFIG
 from .embedding import RowMover
 from .left_out import count_prediction_layers, left_out
-from .model_config import LayerSource, merged_config
+from .model_config import merged_config
 from .models import Models
 from .parameters import check_parameters
 from .recipe import Recipe
 from .recipe_maker import RecipeMaker
+from .restacked import restacked
 from .router import Router
 from .side_files import all_side_files
 from .sites import sites
@@ -64,13 +65,10 @@ def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:
     used += [aligned.get(reference, path) for reference, path in models_of_tokens(config)]
     tokens = plan_tokenization(config, list({model.reference: model for model in used}.values()), base)
     made = RecipeMaker(config, method, base.checkpoint.label, seed).make(sites(compiled, tokens.mover))
-    counted = compiled[0] if merge.modules is None else _counted(compiled, base)
-    layers = _layers(counted or compiled[0])
-    renumbered = counted is not None and counted.sliced
     names = [recipe.name for recipe in made.recipes]
-    counted_config, count_notes = count_prediction_layers(base.checkpoint.config, compiled, names)
-    model_config = merged_config(counted_config, _dtype(made.recipes), layers if renumbered else None)
-    settings, said = tokens.settings(model_config)
+    described = restacked(config, compiled, base, made.recipes)
+    described, count_notes = count_prediction_layers(described, compiled, names)
+    settings, said = tokens.settings(merged_config(described, _dtype(made.recipes)))
     return Merge(
         method=method,
         base=base,
@@ -78,28 +76,37 @@ def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:
         model_config=settings,
         side_files={name: size for name, size in all_side_files(base.checkpoint).items() if not tokens.replaces(name)},
         written_files=tokens.files,
-        layers=len(layers),
-        notes=(*notes, *aligned.notes, *made.notes, *left_out(compiled, names), *count_notes, *said, *tokens.notes),
+        layers=_main(compiled, base).layers,
+        notes=(
+            *notes,
+            *aligned.notes,
+            *_stacks_left(config, compiled),
+            *made.notes,
+            *left_out(compiled, names),
+            *count_notes,
+            *said,
+            *tokens.notes,
+        ),
         kept=made.kept,
         parts=compiled,
         mover=tokens.mover,
     )
 
 
-def _counted(compiled: Sequence[Part], base: Model) -> Part | None:
-    """The part whose layers config.json counts, or None where that could be several: an encoder and a decoder of one depth."""
+def _main(compiled: Sequence[Part], base: Model) -> Part:
+    """The part with the base model's main stack."""
     main = base.layout.main
-    counted = [stack.prefix for stack in base.layout.stacks if main and stack.count == main.count]
-    return next((part for part in compiled if part.stack and [part.stack.prefix] == counted), None)
+    return next((part for part in compiled if main and part.stack and part.stack.prefix == main.prefix), compiled[0])
 
 
-def _layers(part: Part) -> list[LayerSource]:
-    """For each of its output layers, the model and layer whose config describes it."""
-    layers: list[LayerSource] = []
-    for run in part.runs:
-        source = run.sources[run.base or 0]
-        layers.extend((source.model.checkpoint.config, source.first + j) for j in range(run.layers))
-    return layers
+def _stacks_left(config: LoadedConfig, compiled: Sequence[Part]) -> Iterator[str]:
+    """A note on which of a model's stacks `slices` are, where there are several."""
+    part = compiled[0]
+    if config.merge.modules is None and part.sliced and part.stack is not None:
+        stacks = part.runs[0].sources[0].model.layout.stacks
+        others = ", ".join(f"'{stack.prefix}'" for stack in stacks if stack.prefix != part.stack.prefix)
+        if others:
+            yield f"slices are of the layers of '{part.stack.prefix}'; {others} stay whole: 'modules' can slice each"
 
 
 def _dtype(recipes: Sequence[Recipe]) -> str | None:

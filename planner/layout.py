@@ -95,9 +95,14 @@ def is_output_embedding(name: str) -> bool:
     return bool(_OUTPUT_EMBEDDINGS.search(name))
 
 
+def is_input_embedding(name: str) -> bool:
+    """Whether the tensor is an embedding of tokens."""
+    return bool(_INPUT_EMBEDDINGS.search(name))
+
+
 def input_embedding(names: Iterable[str]) -> str | None:
     """The name of the input embedding, if there is just one that could be it."""
-    found = [name for name in names if _INPUT_EMBEDDINGS.search(name)]
+    found = [name for name in names if is_input_embedding(name)]
     return found[0] if len(found) == 1 else None
 
 
@@ -117,15 +122,13 @@ def find_layout(label: str, config: Mapping[str, Any], names: Iterable[str]) -> 
         index = int(match["index"])
         indices[index] = indices.get(index, 0) + 1
     wanted = main_layer_count(config)
-    main = _main_prefix(layers, wanted)
     counts = set(_counts(config))
-    stacks = {}
-    for prefix, indices in layers.items():
-        count = max(indices) + 1
-        if prefix == main:
-            stacks[prefix] = Stack(prefix, _checked(label, prefix, indices, wanted))
-        elif count in counts and len(indices) == count:
-            stacks[prefix] = Stack(prefix, count)
+    main = _main_prefix(layers, wanted, counts)
+    whole = {prefix: max(indices) + 1 for prefix, indices in layers.items() if len(indices) == max(indices) + 1}
+    stacks = {prefix: Stack(prefix, count) for prefix, count in whole.items() if count in counts}
+    others = [stack.count for stack in stacks.values() if stack.prefix != main]
+    if main is not None and not (main in stacks and wanted in others):
+        stacks[main] = Stack(main, _checked(label, main, layers[main], wanted))
     places = {name: _place(name, split.get(name), stacks) for name in names}
     ordered = sorted(stacks.values(), key=lambda stack: (stack.prefix != main, stack.prefix))
     return Layout(tuple(ordered), places)
@@ -158,13 +161,15 @@ def _counts(config: Mapping[str, Any]) -> Iterator[int]:
             yield value
 
 
-def _main_prefix(layers: Mapping[str, Mapping[int, int]], wanted: int | None) -> str | None:
-    """The stack with as many layers as config.json says, else the one with the most tensors."""
+def _main_prefix(layers: Mapping[str, Mapping[int, int]], wanted: int | None, counts: Collection[int]) -> str | None:
+    """The decoder of a language model: of the stacks with as many layers as config.json counts, one of no other side."""
 
-    def fit(prefix: str) -> tuple[bool, bool, int, str]:
+    def fit(prefix: str) -> tuple[bool, bool, bool, int, str]:
         indices = layers[prefix]
+        count = max(indices) + 1
+        counted = len(indices) == count and (count in counts or (wanted is not None and count > wanted))
         side = bool(re.search(r"(vision|visual|audio|encoder\b)", prefix))
-        return max(indices) + 1 == wanted, not side, sum(indices.values()), prefix
+        return counted or count == wanted, not side, count == wanted, sum(indices.values()), prefix
 
     candidates = [prefix for prefix, indices in layers.items() if max(indices) + 1 > 1 or wanted == 1]
     return max(candidates, key=fit) if candidates else None

@@ -75,7 +75,7 @@ def compile_mixture(
     builder = _Builder(config, mixture, family, base, experts, tokens, seed, processor)
     recipes = tuple(builder.recipes())
     dtype = recipes[0].dtype
-    settings, said = tokens.settings(merged_config(builder.settings, TO_CONFIG.get(dtype), None))
+    settings, said = tokens.settings(merged_config(builder.settings, TO_CONFIG.get(dtype)))
     return Merge(
         method=METHOD,
         base=base,

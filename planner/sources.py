@@ -125,6 +125,11 @@ def has_required(method: Method, levels: Sequence[Level]) -> bool:
     return not required or any(name in level.settings for name in required for level in levels)
 
 
+def _of(model: Model, stack: Stack | None) -> str:
+    """Which of a model's stacks is meant, where it has several."""
+    return f" in '{stack.prefix}'" if stack is not None and len(model.layout.stacks) > 1 else ""
+
+
 @dataclass(frozen=True, slots=True)
 class _Reader:
     config: LoadedConfig
@@ -181,7 +186,8 @@ class _Reader:
             if counts[-1] != counts[0]:
                 raise self.config.error(
                     source.path,
-                    f"{source.model.reference} has {counts[-1]} layers and {sources[0].model.reference} has {counts[0]}: "
+                    f"{source.model.reference} has {counts[-1]} layers{_of(source.model, stack)} "
+                    f"and {sources[0].model.reference} has {counts[0]}: "
                     "merge models of equal depth, or choose layers with 'slices'",
                 )
         return counts[0]
@@ -208,14 +214,20 @@ class _Reader:
         return self._run(sources, base, lengths[0], (level, *self.levels), path, same_range=same)
 
     def _range(self, model: Model, stack: Stack | None, given: list[int] | None, path: Path) -> tuple[int, int]:
-        count = stack.count if stack else 0
+        if stack is None:
+            raise self.config.error(
+                path[:-1],
+                f"{model.reference} has no layers that its tensors' names number, so none to slice: merge it under 'models'",
+            )
+        count = stack.count
         low, high = given if given is not None else (0, count)
         if low >= high:
             raise self.config.error(
                 path, f"[{low}, {high}] holds no layer: the upper bound is exclusive, so layer {low} alone is [{low}, {low + 1}]"
             )
         if low < 0 or high > count:
-            raise self.config.error(path, f"[{low}, {high}] is outside {model.reference}, which has layers 0 to {count - 1}")
+            last = f"layers 0 to {count - 1}" if count > 1 else "layer 0 alone"
+            raise self.config.error(path, f"[{low}, {high}] is outside {model.reference}, which has {last}{_of(model, stack)}")
         return low, high
 
     def _run(
@@ -256,5 +268,6 @@ class _Reader:
         model = self.lookup(base, path)
         stack = self._stack(model, path)
         if (stack.count if stack else 0) < first + layers:
-            raise self.config.error(path, f"{base} has {stack.count if stack else 0} layers, too few for this merge")
+            had = f"{stack.count} layers{_of(model, stack)}" if stack else "no layers"
+            raise self.config.error(path, f"{base} has {had}, too few for this merge")
         return SourceUse(model, first, Level({}, path), True, path)

@@ -5,6 +5,7 @@ Used by hypothesis (test_fuzz.py) and by a coverage-guided fuzzer (run.py).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
@@ -25,6 +26,7 @@ from weft.planner.headers import safetensors_header
 from weft.planner.layout import find_layout
 from weft.planner.model_config import merged_config
 from weft.planner.pickle_header import pickle_header
+from weft.planner.restack import LayerSource, RestackError, restack
 from weft.planner.token_ids import token_ids
 from weft.planner.tokenizer_files import tokenizer_files
 from weft.planner.vocabulary import plan_vocabulary
@@ -104,9 +106,12 @@ def index(data: bytes) -> None:
 
 def config_json(data: bytes) -> None:
     checkpoint = model(config_json=data)
-    find_layout("m", checkpoint.config, checkpoint.tensors)
-    for layers in (None, [(checkpoint.config, 1), (checkpoint.config, 0)]):
-        json.dumps(merged_config(checkpoint.config, "bfloat16", layers), ensure_ascii=False).encode()
+    stacks = find_layout("m", checkpoint.config, checkpoint.tensors).stacks
+    json.dumps(merged_config(checkpoint.config, "bfloat16"), ensure_ascii=False).encode()
+    for stack in stacks:
+        layers = [LayerSource(checkpoint.config, stack.count, layer) for layer in (0, stack.count - 1, 0)]
+        with contextlib.suppress(RestackError):
+            json.dumps(restack(checkpoint.config, stacks, {stack.prefix: layers})[0], ensure_ascii=False).encode()
 
 
 def _tokenizers(**files: bytes) -> None:
