@@ -18,6 +18,7 @@ from .catalog import Checkpoint, InputTensor, WeightFile
 from .dtypes import MERGED
 from .layout import input_embedding, is_output_embedding
 from .store import Store
+from .tied import says_tied
 
 _WRAPPERS = {"model", "language_model", "text_model", "transformer", "gpt_neox", "backbone", "bert", "roberta"}
 """Parts of a module's path that depend on the class the model was loaded with (AutoModel or AutoModelForCausalLM) or its age."""
@@ -125,10 +126,7 @@ class _Match:
 
     def _tied(self) -> bool | None:
         """Whether input and output embedding are one, as the base model's config says; None if it does not."""
-        config = self.base.config
-        text = config.get("text_config")
-        value = config.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else None)
-        return value if isinstance(value, bool) else None
+        return says_tied(self.base.config)
 
     def _patched(self, module: str) -> list[str]:
         """The base model's tensors that a module's factors change: of tied embeddings both, as they are one in memory."""

@@ -24,6 +24,7 @@ from .router import Router
 from .side_files import all_side_files
 from .sites import sites
 from .sources import Model, Part, parts
+from .tied import with_heads_said
 from .tokenization import models_of_tokens, plan_tokenization
 
 
@@ -68,6 +69,7 @@ def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:
     names = [recipe.name for recipe in made.recipes]
     described = restacked(config, compiled, base, made.recipes)
     described, count_notes = count_prediction_layers(described, compiled, names)
+    described, of_heads = with_heads_said(described, base.checkpoint, made.recipes)
     settings, said = tokens.settings(merged_config(described, _dtype(made.recipes)))
     return Merge(
         method=method,
@@ -81,6 +83,7 @@ def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:
             *notes,
             *aligned.notes,
             *_stacks_left(config, compiled),
+            *of_heads,
             *made.notes,
             *left_out(compiled, names),
             *count_notes,

@@ -12,6 +12,7 @@ from .embedding import RowMover
 from .layout import Place, stands_for
 from .recipe import Source
 from .sources import Part, Run, SourceUse
+from .tied import says_tied
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,4 +156,4 @@ def _find(source: SourceUse, name: str, mover: RowMover | None) -> Use | None:
 def _held(checkpoint: Checkpoint, name: str) -> str | None:
     """The tensor of a checkpoint that is or stands for `name`."""
     found = stands_for(name, checkpoint.tensors)
-    return None if found != name and checkpoint.config.get("tie_word_embeddings") is False else found
+    return None if found != name and says_tied(checkpoint.config) is False else found
