@@ -27,7 +27,7 @@ _SAME = {
     "enc": "encoder",
     "dec": "decoder",
 }
-_SIDES = {"encoder", "decoder", "vision", "audio", "qformer", "resampler", "perceiver"}
+SIDES = {"encoder", "decoder", "vision", "audio", "qformer", "resampler", "perceiver"}
 _OPPOSITES = ({"encoder", "decoder"}, {"text", "vision", "audio"})
 
 
@@ -68,13 +68,15 @@ def _best(path: KeyPath, stacks: Sequence[Stack], main: Stack, *, beside_decoder
 
     def fit(stack: Stack) -> tuple[int, int] | None:
         own = words(stack.prefix)
+        if words(path[-1]) - own - SIDES - {"text"}:
+            return None
         if any(hint not in own and own & (group - {hint}) for group in _OPPOSITES for hint in hints & group):
             return None
         if plain and beside_decoder and "decoder" in own and "encoder" not in own and "decoder" not in hints:
             return None
-        if stack == main and (hints & _SIDES - {"encoder", "decoder"}) - own:
+        if stack == main and (hints & SIDES - {"encoder", "decoder"}) - own:
             return None
-        return 2 * len(hints & own) - len((own & _SIDES) - hints) - len((hints & _SIDES) - own), -len(own - hints) if hints else 0
+        return 2 * len(hints & own) - len((own & SIDES) - hints) - len((hints & SIDES) - own), -len(own - hints) if hints else 0
 
     fits = {stack: score for stack in stacks if (score := fit(stack)) is not None}
     return [stack for stack in fits if fits[stack] == max(fits.values())]

@@ -43,11 +43,12 @@ _START = re.compile(r"layer\w*_start|start_layer|first_layer")
 _END = re.compile(r"layer\w*_end|end_layer|last_layer")
 _NUMBERS = re.compile(r"(layers?(_enum|_ids?|_idxs?|_list)?|_ids|ind(ex|ic)e?s|_idxs?|blocks?)$")
 _EACH = re.compile(r"layer|pattern|window|block|types$")
+_LONGER = re.compile(r"layer|pattern|types$")
 _CYCLE = re.compile(r"pattern|block_types|layer_types")
 _STAGES = re.compile(r"depths?$|hidden_sizes$|embed_dims?$|_per_stage$|num_block_repeats$")
 _NOT_EACH = re.compile(
     r"section|mean$|std$|mask|axes|channel|kernel|stride|conv|dilat|tdnn|resol|grid|image|patch|shape|loss|feat|stage|_ids?$"
-    r"|languages|factor|scales?$"
+    r"|languages|factor|scales?$|_sizes$|repeats$"
 )
 
 
@@ -107,7 +108,7 @@ def _list(key: str, value: list[Any], count: int) -> Form | None:
         return STAGES if len(value) == count else None
     if "layer" not in key and _NOT_EACH.search(key):
         return None
-    if len(value) == count or (len(value) > count and _EACH.search(key)):
+    if len(value) == count or (len(value) > count and _LONGER.search(key)):
         return EACH
     return CYCLE if _CYCLE.search(key) and all(isinstance(item, str) for item in value) else None
 

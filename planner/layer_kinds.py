@@ -51,13 +51,17 @@ def difference(one: Kind, other: Kind) -> str:
     return names[0] if names else ""
 
 
-def _continued(before: Sequence[Kind], count: int) -> list[Kind | None]:
+def _continued(before: Sequence[Kind], count: int) -> Sequence[Kind | None]:
     """What a class most likely has in `count` layers, where nothing is known but its layers so far.
 
     Either some first layers are special, or the last one alone; None where it could be anything.
     """
+    if count == len(before):
+        return before
     last, usual = before[-1], before[-2] if len(before) > 2 else before[-1]
     if last != usual and all(kind == usual for kind in before[:-1]):
         return [*[usual] * (count - 1), last]  # e.g. a last layer without a norm
-    further = last if last == usual else None
-    return [before[layer] if layer < len(before) else further for layer in range(count)]
+    special = len(before) - next((i for i, kind in enumerate(reversed(before)) if kind != last), len(before))
+    if last != usual or last in before[:special]:
+        return [None] * count
+    return [*before[:special], *[last] * count][:count]

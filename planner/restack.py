@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .layer_counts import KeyPath, layer_counts, words
-from .layer_keys import EACH, NUMBERS, TAPS, Form, form_of
+from .layer_defaults import unlisted
+from .layer_keys import CYCLE, EACH, NUMBERS, TAPS, Form, form_of
 from .layout import Stack, main_settings
 
 _OVERRIDDEN = {
@@ -70,15 +71,18 @@ def _restack(
     left: list[tuple[Form, KeyPath, Any, list[Any]]] = []
     for path in _count_keys(config, stacks, stack):
         _part(new, path[:-1])[path[-1]] = len(layers)
-    for path, value in _layer_keys(config, stacks, stack):
+    by_turns = _unlisted(config, stacks, stack)
+    for path, value in (*_layer_keys(config, stacks, stack), *by_turns.items()):
         values = [_value(source, path) for source in layers]
         forms = (form_of(path[-1], own, source.count) for own, source in zip(values, layers, strict=True))
-        form = form_of(path[-1], value, stack.count) or next(filter(None, forms), None)
+        form = CYCLE if path in by_turns else form_of(path[-1], value, stack.count) or next(filter(None, forms), None)
         if form is None:
             continue
         of_layers = [_says(form, path, own, value, source, stack.count) for own, source in zip(values, layers, strict=True)]
         written = form.write(value, of_layers, stack.count)
-        if written is not None:
+        if path in by_turns and all(item == value[layer % len(value)] for layer, item in enumerate(of_layers)):
+            pass  # the class goes on to say so without a list
+        elif written is not None and (written == value or not _shared(config, stacks, stack, path)):
             _part(new, path[:-1])[path[-1]] = written
         else:
             left.append((form, path, value, of_layers))
@@ -88,9 +92,27 @@ def _restack(
             for layer, item in zip((*before, *after), (*of_own, *of_layers), strict=True):
                 layer.append(item)
     for form, path, value, of_layers in left:  # when the lists that may say it stand
+        if _shared(config, stacks, stack, path):
+            raise RestackError(
+                f"config.json's '{'.'.join(path)}' speaks of single layers, of '{stack.prefix}' or of another stack that is "
+                "counted beside it: merge whole models"
+            )
         if not _written_otherwise(_part(new, path[:-1]), path[-1], of_layers):
             raise RestackError(_refusal(form, path, value))
     return Said(tuple(map(tuple, before)), tuple(map(tuple, after)))
+
+
+def _shared(config: Mapping[str, Any], stacks: Sequence[Stack], stack: Stack, path: KeyPath) -> bool:
+    """Whether a key stands where two stacks are counted, and does not say of which it speaks."""
+    counts = layer_counts(config, stacks)
+    beside = [other for other in stacks if other != stack and any(home[:-1] == path[:-1] for home in counts[other.prefix])]
+    return bool(beside) and not words(path[-1]) & words(stack.prefix)
+
+
+def _unlisted(config: Mapping[str, Any], stacks: Sequence[Stack], stack: Stack) -> dict[KeyPath, list[Any]]:
+    """The kinds of layers that the class takes by turns, for lists that are not there."""
+    homes = {path[:-1] for path in layer_counts(config, stacks)[stack.prefix]}
+    return {(*home, key): cycle for home in sorted(homes) for key, cycle in unlisted(_part(config, home)).items()}
 
 
 def _refusal(form: Form, path: KeyPath, value: Any) -> str:
@@ -105,13 +127,14 @@ def _refusal(form: Form, path: KeyPath, value: Any) -> str:
 def _count_keys(config: Mapping[str, Any], stacks: Sequence[Stack], stack: Stack) -> Sequence[KeyPath]:
     counts = layer_counts(config, stacks)
     found = counts[stack.prefix]
+    same = [other for other in stacks if other != stack and other.count == stack.count and not counts[other.prefix]]
+    if same:
+        key = f"'{'.'.join(found[0])}'" if found else "what it says of layers"
+        raise RestackError(
+            f"config.json's {key} counts the layers of '{stack.prefix}', and it may count those of '{same[0].prefix}' too, "
+            "which are as many: neither can be chosen alone"
+        )
     if found:
-        same = [other for other in stacks if other != stack and other.count == stack.count and not counts[other.prefix]]
-        if same:
-            raise RestackError(
-                f"config.json's '{'.'.join(found[0])}' counts the layers of '{stack.prefix}', and it may count those of "
-                f"'{same[0].prefix}' too, which are as many: their layers cannot be chosen alone"
-            )
         return found
     if any(
         form_of(path[-1], value, stack.count) is EACH and "layer" in path[-1]
@@ -159,7 +182,7 @@ def _layer_keys(config: Mapping[str, Any], stacks: Sequence[Stack], stack: Stack
 _NOT_SETTINGS = {"id2label", "label2id", "task_specific_params", "auto_map", "quantization_config"}
 
 
-def _part(config: dict[str, Any], path: KeyPath) -> dict[str, Any]:
+def _part(config: Any, path: KeyPath) -> Any:
     for key in path:
         config = config[key]
     return config
@@ -176,10 +199,9 @@ def _value(source: LayerSource, path: KeyPath) -> Any:
 
 
 def _says(form: Form, path: KeyPath, own: Any, value: Any, source: LayerSource, count: int) -> Any:
+    count, layer = (count if own is None else source.count), source.layer
     if own is None:  # the model does not say it: what the base model says of a layer of this number
-        own, layer = value, min(source.layer, count - 1)
-    else:
-        count, layer = source.count, source.layer
+        own, layer = value, min(layer, count - 1) if form is EACH else layer
     try:
         return form.says(own, count, layer)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
 from .config import LoadedConfig
+from .layer_counts import SIDES, words
 from .layer_kinds import difference, kinds, out_of_place
 from .layout import Stack
 from .recipe import Recipe
@@ -31,6 +32,15 @@ def restacked(config: LoadedConfig, parts: Sequence[Part], base: Model, recipes:
         raise _error(config, sliced[first], f"{base.reference}: {error}") from None
     after = {recipe.name: recipe.shape for recipe in recipes}
     before = {name: tensor.shape for name, tensor in base.checkpoint.tensors.items()}
+    for prefix in changed:
+        beside = _beside(next(stack for stack in stacks if stack.prefix == prefix), stacks, after)
+        if beside is not None:
+            raise _error(
+                config,
+                sliced[prefix],
+                f"'{beside}' of {base.reference} may be one for each layer of '{prefix}', of which there are about as many, "
+                "and it does not move with the layers: merge whole models",
+            )
     spread = next((name for name in after if _OF_ALL_LAYERS.search(name)), None)
     if spread is not None:
         raise _error(
@@ -44,6 +54,28 @@ def restacked(config: LoadedConfig, parts: Sequence[Part], base: Model, recipes:
     return new
 
 
+def _beside(stack: Stack, stacks: Sequence[Stack], names: Collection[str]) -> str | None:
+    """A tensor of a numbered run that is no stack, but as long as one beside it, or as any in the same module."""
+    runs: dict[str, set[int]] = {}
+    first: dict[str, str] = {}
+    own = words(stack.prefix)
+    within = [name.removeprefix(f"{stack.prefix}.0.") for name in names if name.startswith(f"{stack.prefix}.0.")]
+    if stack.count == 1 and all(re.match(r"(layers?|blocks?)\.\d+\.", rest) for rest in within):
+        return f"{stack.prefix}.0.{within[0]}"
+    for name in names:
+        match = _RUN.fullmatch(name)
+        if match and not any(match["prefix"] == other.prefix for other in stacks) and not (words(match["prefix"]) - own) & SIDES:
+            runs.setdefault(match["prefix"], set()).add(int(match["index"]))
+            first.setdefault(match["prefix"], name)
+    for prefix, indices in runs.items():
+        count = len(indices)
+        near = abs(count - stack.count) < 2 and prefix.rpartition(".")[0] == stack.prefix.rpartition(".")[0] and "." in prefix
+        if max(indices) == count - 1 and (count == stack.count > 1 or near):
+            return first[prefix]
+    return None
+
+
+_RUN = re.compile(r"(?P<prefix>.*?)\.?(?<![^.])(?P<index>0|[1-9][0-9]{0,5})(\..+)?")
 _OF_ALL_LAYERS = re.compile(r"^(?!.*\.\d+\.).*(per_layer|_layer_weights|(^|\.)layer_weights|scalar_mix)")
 """Tensors outside the layers that have a part for each of them."""
 
@@ -56,7 +88,7 @@ def _check(config: LoadedConfig, part: Part, stack: Stack, before: Shapes, after
     if layer is None:
         return
     usual = old[min(layer, len(old) - 1)]
-    other = usual if usual != new[layer] else next(kind for kind in new if kind != new[layer])
+    other = usual if usual != new[layer] else next(kind for kind in (*old, *new) if kind != new[layer])
     raise _error(
         config,
         part,

@@ -80,7 +80,14 @@ def architecture(name: str) -> Architecture:
     else:
         raise CannotBuild(f"{type(errors[0]).__name__}: {errors[0]}")
     config = {key: value for key, value in config.items() if key not in ("transformers_version",)}
-    return Architecture(name, model_class, {**config, "architectures": [model_class.__name__]}, shapes)
+    found = Architecture(name, model_class, {**config, "architectures": [model_class.__name__]}, shapes)
+    try:
+        again = found.rebuilt(found.config)[1]
+    except Exception as error:  # as above
+        raise CannotBuild(f"its own config.json: {error}") from None
+    if again != shapes:
+        raise CannotBuild("its own config.json makes another model of it")
+    return found
 
 
 def saved_shapes(model_class: Any, config: Any) -> Shapes:

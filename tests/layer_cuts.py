@@ -142,6 +142,8 @@ def _said_otherwise(before: Any, after: Any, stack: Stack, layers: Sequence[int]
         other = new.get(path)
         if other is None or len(value) != stack.count or len(other) != len(layers) or other == value:
             continue
+        if len(set(map(str, value))) == len(value) and all(isinstance(item, int) for item in value):
+            continue  # layer numbers, all of them
         if other != (moved := [value[layer] for layer in layers]):
             return f"{path} is {other}, not {moved}"
     return None

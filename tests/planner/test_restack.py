@@ -111,6 +111,33 @@ def test_a_period_is_said_in_another_key_where_one_can_say_it() -> None:
     assert restacked(listed, [0, 2, 5])["layer_types"] == ["s", "f", "f"], "the list decides, and the pattern is not read"
 
 
+def test_kinds_that_a_class_alternates_are_listed_where_the_layers_no_longer_do() -> None:
+    s, f = "sliding_attention", "full_attention"
+    gemma = eight(model_type="gemma2")
+    assert restacked(gemma, [0, 1, 4, 5]) == gemma | {"num_hidden_layers": 4}, "they still alternate"
+    assert restacked(gemma, [0, 1, 1, 2])["layer_types"] == [s, f, f, s]
+    assert restacked({"text_config": eight(model_type="gemma3_text", sliding_window_pattern=3)}, [1, 2, 5])["text_config"] == {
+        **eight(model_type="gemma3_text", sliding_window_pattern=3, layer_types=[s, f, f]),
+        "num_hidden_layers": 3,
+    }
+    assert restacked(eight(model_type="modernbert", global_attn_every_n_layers=4), [3, 4])["layer_types"] == [s, f]
+    assert restacked(eight(model_type="smollm3"), [2, 3, 7])["no_rope_layers"] == [1, 0, 0]
+    assert "layer_types" not in restacked(eight(model_type="mistral", sliding_window=4096), [2, 3, 7])
+
+
+def test_a_key_that_does_not_say_of_which_stack_it_speaks() -> None:
+    decoder, encoder = Stack("decoder.layers", 4), Stack("encoder.layers", 4)
+    config = {"encoder_layers": 4, "decoder_layers": 4, "attention_window": [2, 2, 2, 4], "decoder_layer_types": list("abcd")}
+
+    def cut(*layers: int) -> dict[str, Any]:
+        sources = [LayerSource(config, 4, layer) for layer in layers]
+        return restack(config, (decoder, encoder), {decoder.prefix: sources})[0]
+
+    assert cut(1, 0, 2, 3)["decoder_layer_types"] == list("bacd")
+    with pytest.raises(RestackError, match=r"'attention_window' speaks .* of 'decoder\.layers' or of another"):
+        cut(0, 1)
+
+
 def test_a_layer_of_another_model_is_described_by_its_own_config() -> None:
     base, other, silent = eight(layer_types=list("abcdefgh")), eight(layer_types=list("ABCDEFGH")), eight()
     layers = [LayerSource(base, 8, 0), LayerSource(other, 8, 2), LayerSource(silent, 8, 7)]

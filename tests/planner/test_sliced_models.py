@@ -78,7 +78,6 @@ def test_tensors_that_keys_tell_apart_may_move_and_others_may_not() -> None:
         with pytest.raises(ConfigError, match=f"line 2, slices: .*{why}"):
             plan(PASS + slices([1, 4]).replace("model: m", f"model: {name}"))
         assert plan(PASS + slices([0, 2], [2, 4]).replace("model: m", f"model: {name}")).layers == 4, "nothing moves"
-        assert plan(PASS + slices([0, 3]).replace("model: m", f"model: {name}")).layers == 3, "what is left stays in its place"
 
 
 def test_a_layer_of_a_model_with_other_tensors_is_refused() -> None:
@@ -95,6 +94,23 @@ def test_buffers_that_some_versions_save_are_no_difference() -> None:
     write_model(Path("m"), llama_tensors(3), llama_config(3))
     write_model(Path("old"), {**llama_tensors(3), **old}, llama_config(3))
     assert plan(PASS + slices([0, 2]) + "  - sources: [{model: old, layer_range: [1, 3]}]\n").layers == 4
+
+
+def test_an_unknown_rule_may_count_from_the_end_or_the_middle() -> None:
+    for i, special in enumerate((2, 3, 5)):
+        names = [f"model.layers.{layer}.{'a' if layer in (special, 5) else 'b'}.weight" for layer in range(6)]
+        model(f"m{i}", {"num_hidden_layers": 6}, *names)
+        with pytest.raises(ConfigError, match=r"slices: layer \d of 'model.layers'"):
+            plan(PASS + slices([0, 5]).replace("model: m", f"model: m{i}"))
+    assert plan(PASS + slices([0, 4], [5, 6]).replace("model: m", "model: m2")).layers == 5, "the last one is the last one"
+
+
+def test_runs_beside_the_layers_that_may_be_one_for_each() -> None:
+    for i, beside in enumerate(("encoder.convs.{}.weight", "gates.{}", "encoder.norms.{}.weight")):
+        names = [f"encoder.layers.{layer}.mlp.weight" for layer in range(4)]
+        model(f"m{i}", {"num_hidden_layers": 4}, *names, *(beside.format(k) for k in range(3 if "convs" in beside else 4)))
+        with pytest.raises(ConfigError, match=r"slices: .*(may be one for each layer|may count those of '.*' too)"):
+            plan(PASS + slices([0, 3]).replace("model: m", f"model: m{i}"))
 
 
 def test_what_has_a_part_for_each_layer_is_refused() -> None:

@@ -14,7 +14,7 @@ from memory_store import torch_saved
 from weft.planner.config import load_config
 from weft.planner.memory import Budget
 from weft.planner.plan import Options, Plan, make_plan
-from weft.planner.tied import says_tied
+from weft.planner.tied import says_tied, with_heads_said
 
 LINEAR = """merge_method: linear
 models:
@@ -109,14 +109,18 @@ def test_a_base_that_only_lends_its_files_does_not_promise_a_head() -> None:
     model("one", tied=False, head=True)
     model("two", tied=True, head=False)
     made = plan("merge_method: passthrough\nbase_model: one\nmodels: [{model: two}]\n")
-    assert said(made) == (True, True)
+    heads = [recipe.inputs[0].name for recipe in made.recipes if recipe.name == "lm_head.weight"]
+    assert said(made) == (False, False) and heads == ["model.embed_tokens.weight"], "the head of the tied model"
+    headless = [recipe for recipe in made.recipes if recipe.name != "lm_head.weight"]
+    settings, notes = with_heads_said(made.model_config, made.base.checkpoint, headless)
+    assert settings["tie_word_embeddings"] is True and "tied to the input embedding" in notes[0]
 
 
 def test_an_earlier_stage_s_result_is_as_it_says() -> None:
     model("one", tied=True, head=False)
     model("two", tied=False, head=True)
     text = f"name: first\n{LINEAR}---\nmerge_method: linear\nmodels: [{{model: first, parameters: {{weight: 1}}}}]\n"
-    assert said(plan(text)) == (False, False)
+    assert said(plan(text))[0] is False
 
 
 def test_what_a_config_says() -> None:
