@@ -40,7 +40,9 @@ class RowMover:
         own = [RowRun(*run) for run in plan.own]
         donors: dict[int, list[RowRun]] = {}
         exceptions: list[tuple[int, list[int]]] = []
-        for row, sources in sorted(plan.others.items()):
+        lending = {number for number in range(len(self._checkpoints)) if self._lends(name, number)}
+        for row, every_source in sorted(plan.others.items()):
+            sources = [source for source in every_source if source[0] in lending]
             if [donor for donor, _ in sources] == [model]:
                 own.append(RowRun(row, sources[0][1], 1))
                 continue
@@ -73,6 +75,11 @@ class RowMover:
         if tuple(rows) not in self._plans:
             self._plans[tuple(rows)] = self._vocabulary.tables.plans(rows)
         return self._plans[tuple(rows)]
+
+    def _lends(self, name: str, model: int) -> bool:
+        """Whether a model has the tensor or should: one without the part that the tensor belongs to has no rows to lend."""
+        tensors, module = self._checkpoints[model].tensors, f"{name.rpartition('.')[0]}."
+        return stands_for(name, tensors) is not None or any(other.startswith(module) for other in tensors)
 
     def _tensor(self, name: str, model: int) -> Source:
         checkpoint = self._checkpoints[model]

@@ -101,9 +101,10 @@ def is_input_embedding(name: str) -> bool:
 
 
 def input_embedding(names: Iterable[str]) -> str | None:
-    """The name of the input embedding, if there is just one that could be it."""
+    """The name of the input embedding, if there is just one that could be it; what layers have of their own is none."""
     found = [name for name in names if is_input_embedding(name)]
-    return found[0] if len(found) == 1 else None
+    outside = [name for name in found if not _NUMBERED.fullmatch(name)] if len(found) > 1 else found
+    return outside[0] if len(outside) == 1 else None
 
 
 def stands_for(name: str, names: Collection[str]) -> str | None:

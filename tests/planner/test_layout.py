@@ -214,6 +214,7 @@ def test_the_input_embedding_if_there_is_just_one() -> None:
     assert input_embedding(["model.norm.weight", "model.embed_tokens.weight"]) == "model.embed_tokens.weight"
     assert input_embedding(["transformer.wte.weight", "transformer.wpe.weight"]) == "transformer.wte.weight"
     assert input_embedding(["a.embed_tokens.weight", "b.embed_tokens.weight"]) is None
+    assert input_embedding(["model.layers.61.embed_tokens.weight", "model.embed_tokens.weight"]) == "model.embed_tokens.weight"
     assert input_embedding(["model.norm.weight"]) is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from checkpoints import Tensors, llama_config, llama_tensors, write_model
+from vocabularies import word_tokenizer
 from weft.errors import CheckpointError
 from weft.planner.config import load_config
 from weft.planner.explain import Stored, explain, find_tensor
@@ -168,6 +170,30 @@ def test_heads_with_names_of_their_own_stay_in_a_stack(here: Path) -> None:
     found = plan(STACKED)
     assert names(found) == {*llama_tensors(layers=3), *HEADS["mtp"]}
     assert found.model_config["num_nextn_predict_layers"] == 1
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("base", "other"), [("release", "tuned"), ("tuned", "release")])
+def test_token_rows_of_a_head_that_one_model_has(here: Path, base: str, other: str, tied: bool) -> None:
+    """A layer behind the last has an embedding and a head of its own: neither stands for the model's, and both grow with it."""
+    words = ["<unk>", *"abcdefghijkl"]
+    for name, tokens in (("release", words), ("tuned", [*words, "x"])):
+        rows = len(tokens)
+        own = {f"model.layers.2.{n}.weight": torch.ones(rows, 4) for n in ("embed_tokens", "shared_head.head")}
+        config = llama_config(vocab_size=rows, tie_word_embeddings=tied and name == "release")
+        head = not config["tie_word_embeddings"]
+        tokenizer = json.dumps(word_tokenizer({token: i for i, token in enumerate(tokens)}))
+        tensors = llama_tensors(vocabulary=rows, head=head) | (own if name == "release" else {})
+        write_model(here / name, tensors, config, tokenizer=tokenizer)
+    found = plan(f"""
+merge_method: task_arithmetic
+base_model: {base}
+tokenizer_source: union
+models: [{{model: {other}, parameters: {{weight: 1}}}}]
+""")
+    sizes = {recipe.shape[0] for recipe in found.recipes if "embed" in recipe.name or "head" in recipe.name}
+    assert sizes == {found.model_config["vocab_size"]} == {14}
+    assert found.kept == 2
 
 
 # What is really missing.
