@@ -136,16 +136,16 @@ def merge(
     return stream(_plan_of(config, _Given(ram, vram, device, workers, shard_size, seed, copy_tokenizer, lenient)))
 
 
-def explain(config: Config | Plan, tensor: str) -> Explanation:
+def explain(config: Config | Plan, tensor: str, *, lenient: bool = False) -> Explanation:
     """Where one tensor of a merge comes from: `tensor` is its name, a part of it, or a pattern with `*` and `?`.
 
     Raises what `plan` raises, and ConfigError where no tensor, or more than one, has such a name.
     """
-    made = config if isinstance(config, Plan) else plan(config)
+    made = _plan_of(config, _Given(lenient=lenient))
     return _explain(made, find_tensor(made, tensor))
 
 
-def report(config: Config | Plan, out: str | Path | None = None) -> Report:
+def report(config: Config | Plan, out: str | Path | None = None, *, lenient: bool = False) -> Report:
     """The plan as one page to look at: shown by a notebook, written by `report(...).save("plan.html")`.
 
     With the output folder `out` it says what is there already. Raises what `plan` raises.
@@ -154,7 +154,7 @@ def report(config: Config | Plan, out: str | Path | None = None) -> Report:
     from .engine.prospect import prospect
     from .planner.report_data import report_data
 
-    made = config if isinstance(config, Plan) else plan(config)
+    made = _plan_of(config, _Given(lenient=lenient))
     found = prospect(made, Path(out) if out is not None else None)
     return Report(report_data(made, state=found.state, done=found.done))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from ..errors import CheckpointError
@@ -12,6 +13,9 @@ from .layout import stands_for
 from .recipe import MappedRows, RowRun, Source, rows_recipe
 from .token_axes import token_axes
 from .vocabulary import RowPlan, Vocabulary
+
+_BY_OTHER_TOKENS = re.compile(r"(^|\.)embed_tokens_per_layer\.weight$")
+"""A table with a row for some of the tokens (Gemma 3n, where vocab_size_per_layer_input is another number than vocab_size)."""
 
 
 class RowMover:
@@ -30,6 +34,11 @@ class RowMover:
         model = next(i for i, other in enumerate(self._checkpoints) if other is checkpoint)
         found = stands_for(name, checkpoint.tensors)
         at = self._axes[model].axes.get(found) if found else None
+        if found and at is None and _BY_OTHER_TOKENS.search(found) and not self._stays(model):
+            raise CheckpointError(
+                f"{checkpoint.label}: '{found}' has {tensor.shape[0]} rows for a vocabulary of {self._axes[model].size} tokens: "
+                "which token each belongs to is not known, so it cannot follow another vocabulary; leave the tokenizer keys out"
+            )
         if at is None or tensor.shape != checkpoint.tensors[found or ""].shape:
             return tensor
         plan = self._plan(name, found or name)[model]
@@ -64,6 +73,10 @@ class RowMover:
         every = tuple((o * plan.size + row, who) for o in range(outer) for row, who in sorted(listed))
         real = plan.real if outer == 1 else outer * plan.size
         return rows_recipe(name, inputs, RowLayout(real, every, plan.padded if outer == 1 else None, width))
+
+    def _stays(self, model: int) -> bool:
+        """Whether a model's tokens keep their numbers."""
+        return self._vocabulary.tables.plans([axes.rows for axes in self._axes])[model].identity
 
     def _plan(self, name: str, found: str) -> tuple[RowPlan, ...]:
         """The plans of all models for the tensor of this name."""

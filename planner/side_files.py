@@ -119,9 +119,9 @@ def _modules(store: Store) -> Iterator[tuple[str, str]]:
     try:
         modules = loads(store.read(MODULES))
     except ValueError as error:
-        raise CheckpointError(f"{label}: {error}; fetch it again") from None
+        raise CheckpointError(f"{label}: {error}") from None
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise CheckpointError(f"{label}: not a list of modules; fetch it again")
+        raise CheckpointError(f"{label}: not a list of modules")
     for module in modules:
         path = module.get("path", "")
         folder = path.removeprefix("./").rstrip("/") if isinstance(path, str) else None

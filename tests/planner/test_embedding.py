@@ -183,6 +183,17 @@ def test_computed_embeddings_cannot_move() -> None:
         mover.move(EMBEDDING, models[0], computed)
 
 
+def test_a_table_for_some_of_the_tokens_cannot_move() -> None:
+    """Gemma 3n with another vocab_size_per_layer_input."""
+    name = "model.language_model.embed_tokens_per_layer.weight"
+    models = [words("a", ["x", "y", "z", "u", "v", "w"]), words("b", ["y", "x", "z", "u", "v", "w"])]
+    models = [replace(one, tensors={**one.tensors, name: tensor(one.label, name, (4, 3))}) for one in models]
+    mover = RowMover(plan_vocabulary(models, None, "union"), models)
+    assert mover.move(name, models[0], models[0].tensors[name]) is models[0].tensors[name], "its tokens keep their numbers"
+    with pytest.raises(CheckpointError, match=rf"b: '{name}' has 4 rows for a vocabulary of 6 tokens"):
+        mover.move(name, models[1], models[1].tensors[name])
+
+
 def test_a_donor_without_the_tensor() -> None:
     models = [words("a", ["x"]), words("b", ["x", "y"])]
     bias = tensor("a", "lm_head.bias", (1,))
