@@ -39,7 +39,7 @@ def lacking(config: LoadedConfig, site: Site) -> list[Lack]:
         if may_lack(source.model, local, owner.model, place):
             without.append(Lack(source, absent_module(source.model.layout, local)))
         elif site.name.endswith("weight") or _elsewhere(source, local) or _replaced(source, owner, site.uses[0].tensor):
-            raise _unfit(config, source, _lost(source, local, owner, at))
+            raise _unfit(config, source, _lost(source, local, owner, place))
         else:
             without.append(Lack(source, None))
     return without
@@ -57,16 +57,19 @@ def _of_its_own(model: Model, other: Model) -> str | None:
     return next((name for name, place in model.layout.places.items() if place.stack and _kind(name) not in kinds), None)
 
 
-def _lost(source: SourceUse, name: str, owner: SourceUse, at: str) -> str:
+def _lost(source: SourceUse, name: str, owner: SourceUse, at: Place) -> str:
     """What to say of a tensor that a source should have: it is incomplete, or the two are made of other things."""
     here, there = source.model, owner.model
-    own = None if _elsewhere(source, name) else _of_its_own(here, there)
-    if own is None:
-        return f"{here.reference}: missing weights: it has no '{name}', which {there.reference} has; fetch it again"
-    return (
-        f"{here.reference} and {there.reference} are of different architectures: only {there.reference} has '{at}', "
-        f"and only {here.reference} has '{own}'; merge models whose layers are made of the same tensors"
-    )
+    apart = f"{here.reference} and {there.reference} are of different architectures"
+    if all(_kind(other) != _kind(name) for other in here.layout.places):
+        if own := _of_its_own(here, there):
+            return (
+                f"{apart}: only {there.reference} has '{at.name}', and only {here.reference} has '{own}'; "
+                "merge models whose layers are made of the same tensors"
+            )
+        if at.stack is not None and at.stack.count > 1:
+            return f"{apart}: no layer of {here.reference} has a '{at.rest}', as '{at.name}' is in {there.reference}"
+    return f"{here.reference}: missing weights: it has no '{name}', which {there.reference} has; fetch it again"
 
 
 def _kind(name: str) -> str:

@@ -240,6 +240,15 @@ def test_other_architectures_are_not_said_to_be_incomplete(here: Path) -> None:
         assert name in str(caught.value)
 
 
+@pytest.mark.parametrize("models", [("a", "b"), ("b", "a")])
+def test_weights_that_no_layer_has_are_another_architecture(here: Path, models: tuple[str, str]) -> None:
+    norms = {f"model.layers.{i}.self_attn.q_norm.weight": ones(4) for i in range(2)}
+    write_model(here / "a", llama_tensors() | norms, llama_config())
+    write_model(here / "b", llama_tensors(), llama_config())
+    with pytest.raises(CheckpointError, match=r"b and a are of different .*: no layer of b has a 'self_attn.q_norm.weight'"):
+        merge(*models)
+
+
 def test_fused_matrices_that_have_no_weight_in_their_names_are_no_optional_ones(here: Path) -> None:
     for name, fused in (("a", "gate_up_proj"), ("b", "w13")):
         experts = {f"model.layers.{i}.experts.{fused}": ones(2, 4, 4) for i in range(2)}
