@@ -28,6 +28,23 @@ _PERIODS = {
 }
 
 
+_ENDS_FULL = (
+    "gemma4",
+    "gemma4_text",
+    "gemma4_unified",
+    "gemma4_unified_text",
+    "diffusion_gemma_text",
+    "embedding_gemma2_text",
+    "beam",
+)
+
+
+def ends_otherwise(part: Mapping[str, Any]) -> bool:
+    """Whether a part's class takes its last layer for one of full attention, and `layer_types` says that it is none."""
+    kinds = part.get("layer_types")
+    return part.get("model_type") in _ENDS_FULL and isinstance(kinds, list) and kinds[-1:] not in ([], ["full_attention"])
+
+
 def unlisted(part: Mapping[str, Any]) -> dict[str, list[Any]]:
     """For keys that a part of config.json leaves out, the kinds that its class takes by turns."""
     found = {}

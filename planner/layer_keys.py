@@ -65,12 +65,14 @@ def form_of(key: str, value: Any, count: int) -> Form | None:
     if isinstance(value, Mapping) and value and _EACH.search(key):
         if _TAP.search(key):
             return TAPS
-        if all(re.fullmatch(r"[0-9]{1,6}", number) and int(number) < count for number in value):
+        if all(re.fullmatch(r"[0-9]{1,6}", number) for number in value):
             return BY_NUMBER
     return None
 
 
 def _number(key: str, value: int) -> Form | None:
+    if "add_layers" in key:  # so many among all, at equal distances
+        return STAGES
     if "_size" in key and "group" not in key:
         return None
     if _FIRST.search(key):
@@ -228,6 +230,6 @@ PERIOD = Form(
 STAGES = Form(
     lambda value, count, layer: (count, layer),
     lambda value, said, count: value if all(item == (len(said), layer) for layer, item in enumerate(said)) else None,
-    "all stages in their places: each has another width, so they cannot be cut or repeated",
+    "all layers in their places, which cannot be cut or repeated",
 )
 TAPS = Form(lambda value, count, layer: layer, _write_taps, "layers in their places: keep those up to the last one named")

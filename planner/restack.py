@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .layer_counts import KeyPath, layer_counts, words
-from .layer_defaults import unlisted
+from .layer_defaults import ends_otherwise, unlisted
 from .layer_keys import CYCLE, EACH, NUMBERS, TAPS, Form, form_of
 from .layout import Stack, main_settings
 
@@ -21,6 +21,7 @@ _OVERRIDDEN = {
     "no_rope_layer_interval": "no_rope_layers",
     "interleave_moe_layer_step": "moe_layers",
     "index_topk_freq": "indexer_types",
+    "attn_layer_period": "layers_block_type",
 }
 """Periods that are not read where the list that follows from them is there."""
 
@@ -73,6 +74,8 @@ def _restack(
         _part(new, path[:-1])[path[-1]] = len(layers)
     by_turns = _unlisted(config, stacks, stack)
     for path, value in (*_layer_keys(config, stacks, stack), *by_turns.items()):
+        if isinstance(_part(config, path[:-1]).get(_OVERRIDDEN.get(path[-1])), list):
+            continue
         values = [_value(source, path) for source in layers]
         forms = (form_of(path[-1], own, source.count) for own, source in zip(values, layers, strict=True))
         form = CYCLE if path in by_turns else form_of(path[-1], value, stack.count) or next(filter(None, forms), None)
@@ -99,6 +102,13 @@ def _restack(
             )
         if not _written_otherwise(_part(new, path[:-1]), path[-1], of_layers):
             raise RestackError(_refusal(form, path, value))
+    for home in {path[:-1] for path in layer_counts(config, stacks)[stack.prefix]}:
+        if ends_otherwise(_part(new, home)) and not ends_otherwise(_part(config, home)):
+            last = _part(new, home)["layer_types"][-1]
+            raise RestackError(
+                f"config.json's '{'.'.join((*home, 'layer_types'))}' would end with {last}, and this class takes its last "
+                "layer for one of full_attention: let the result end with such a layer"
+            )
     return Said(tuple(map(tuple, before)), tuple(map(tuple, after)))
 
 

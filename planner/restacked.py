@@ -76,7 +76,7 @@ def _beside(stack: Stack, stacks: Sequence[Stack], names: Collection[str]) -> st
 
 
 _RUN = re.compile(r"(?P<prefix>.*?)\.?(?<![^.])(?P<index>0|[1-9][0-9]{0,5})(\..+)?")
-_OF_ALL_LAYERS = re.compile(r"^(?!.*\.\d+\.).*(per_layer|_layer_weights|(^|\.)layer_weights|scalar_mix)")
+_OF_ALL_LAYERS = re.compile(r"^(?!.*\.\d+\.).*(per_layer|_layer_weights|(^|\.)layer_weights|scalar_mix|mid_position)")
 """Tensors outside the layers that have a part for each of them."""
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -28,9 +28,11 @@ def with_heads_said(
 ) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     """`config`, of the model `base`, as the head in the `recipes` has it, and a note where that was not what it said."""
     every = list(recipes)
-    heads = [recipe for recipe in every if is_output_embedding(recipe.name)]
     embeddings = [recipe for recipe in every if is_input_embedding(recipe.name)]
-    had_head = any(is_output_embedding(name) for name in base.tensors)
+    shapes = {embedding.shape for embedding in embeddings}  # other tensors are called `output.weight` too
+    heads = [recipe for recipe in every if is_output_embedding(recipe.name) and recipe.shape in shapes]
+    own_shapes = {tensor.shape for name, tensor in base.tensors.items() if is_input_embedding(name)}
+    had_head = any(is_output_embedding(name) and tensor.shape in own_shapes for name, tensor in base.tensors.items())
     if not embeddings:
         return config, ()
     if not heads:

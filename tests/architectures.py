@@ -26,6 +26,8 @@ _COUNT = re.compile(r"(\w+_)?(n|num)_(\w+_)?layers?|(\w+_)?layers|(\w+_)?depth")
 _SMALLER = {
     "num_experts": 4, "n_routed_experts": 8, "num_local_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
 }  # fmt: skip
+_DEEPER = {"zamba": 18, "zamba2": 18}
+"""Layers of those that need more to have all kinds: several hybrid layers, of which the first holds what all share."""
 _LACKING = {"head_dim": 64, "num_key_value_heads": 2, "prediction_length": 8, "is_decoder": True, "pad_token_id": 0}
 _HEADS = (
     "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING", "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING",
@@ -132,7 +134,7 @@ def _fewer(config_class: Any, default: Any) -> dict[str, Any]:
         if isinstance(value, bool):
             continue
         if isinstance(value, int) and _COUNT.fullmatch(key) and value > LAYERS:
-            settings[key] = LAYERS
+            settings[key] = _DEEPER.get(default.model_type, LAYERS)
         elif key in _SMALLER and isinstance(value, int) and value > _SMALLER[key]:
             settings[key] = _SMALLER[key]
     for key in parts:

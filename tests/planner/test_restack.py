@@ -125,6 +125,14 @@ def test_kinds_that_a_class_alternates_are_listed_where_the_layers_no_longer_do(
     assert "layer_types" not in restacked(eight(model_type="mistral", sliding_window=4096), [2, 3, 7])
 
 
+def test_a_class_whose_last_layer_is_of_one_kind() -> None:
+    s, f = "sliding_attention", "full_attention"
+    gemma = {"text_config": eight(model_type="gemma4_text", layer_types=[s, s, s, f] * 2)}
+    assert restacked(gemma, [0, 1, 3])["text_config"]["layer_types"] == [s, s, f]
+    with pytest.raises(RestackError, match=r"'text_config\.layer_types' would end with sliding_attention"):
+        restacked(gemma, [0, 3, 4])
+
+
 def test_a_key_that_does_not_say_of_which_stack_it_speaks() -> None:
     decoder, encoder = Stack("decoder.layers", 4), Stack("encoder.layers", 4)
     config = {"encoder_layers": 4, "decoder_layers": 4, "attention_window": [2, 2, 2, 4], "decoder_layer_types": list("abcd")}

@@ -123,6 +123,14 @@ def test_an_earlier_stage_s_result_is_as_it_says() -> None:
     assert said(plan(text))[0] is False
 
 
+def test_other_tensors_called_output_are_no_heads() -> None:
+    """BigBird's attention has `output.weight` in each layer."""
+    for name in ("one", "two"):
+        more = {"model.layers.0.attn.output.weight": torch.ones(4, 4), "pool.output.weight": torch.ones(2, 4)}
+        write_model(Path(name), {**llama_tensors(head=False), **more}, llama_config(tie_word_embeddings=True))
+    assert said(plan(LINEAR)) == (True, False)
+
+
 def test_what_a_config_says() -> None:
     assert says_tied({"tie_word_embeddings": True, "text_config": {"tie_word_embeddings": False}}) is True
     assert says_tied({"text_config": {"tie_word_embeddings": False}}) is False
