@@ -183,6 +183,8 @@ def _layer_keys(config: Mapping[str, Any], stacks: Sequence[Stack], stack: Stack
             elif isinstance(value, Mapping) and form_of(key, value, stack.count) is None:
                 if inside and "model_type" not in value and not key.startswith("rope") and key not in _NOT_SETTINGS:
                     yield from walk(value, path, inside=inside)
+                elif own & {"vision", "audio"}:  # e.g. which of a tower's layers a connector takes
+                    yield from (((*path, inner), item) for inner, item in value.items() if words(inner) & own)
             else:
                 yield path, value
 

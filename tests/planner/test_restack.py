@@ -169,6 +169,9 @@ def test_keys_of_other_stacks_stay() -> None:
     assert new["vision_config"] == {"depth": 5, "fullatt_block_indexes": [3, 4]} and new["text_config"] == config["text_config"]
     with pytest.raises(RestackError, match="'vision_feature_layer'"):
         restacked(config, [1, 2, 3], vision, of=vision)
+    connector = {**config, "vision_feature_layer": -2, "adapter_config": {"model_type": "x", "vision_feature_layer": [6]}}
+    with pytest.raises(RestackError, match=r"'adapter_config\.vision_feature_layer'"):
+        restacked(connector, [0, 1, 2], vision, of=vision)
 
 
 @pytest.mark.parametrize(
