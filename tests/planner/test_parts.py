@@ -240,6 +240,17 @@ def test_other_architectures_are_not_said_to_be_incomplete(here: Path) -> None:
         assert name in str(caught.value)
 
 
+def test_a_module_of_embeddings_is_no_part(here: Path) -> None:
+    layers = {f"encoder.layer.{i}.dense.weight": ones(4, 4) for i in range(2)}
+    more = {"embeddings.word_embeddings.weight": ones(6, 4), "embeddings.norm.weight": ones(4)}
+    write_model(here / "a", layers | more, {"num_hidden_layers": 2})
+    write_model(here / "b", layers, {"num_hidden_layers": 2})
+    with pytest.raises(
+        CheckpointError, match=r"b: missing weights: it has no 'embeddings\.\w+\.weight', which a has; fetch it again"
+    ):
+        merge("a", "b")
+
+
 @pytest.mark.parametrize("models", [("a", "b"), ("b", "a")])
 def test_weights_that_no_layer_has_are_another_architecture(here: Path, models: tuple[str, str]) -> None:
     norms = {f"model.layers.{i}.self_attn.q_norm.weight": ones(4) for i in range(2)}
