@@ -165,7 +165,7 @@ def _numbers(value: Any) -> list[int]:
 def _write_taps(value: Any, said: Said, count: int) -> Any:
     """The value as it is, if the layers up to the last one that it names are in their places."""
     last = max(_numbers(value), default=-1)
-    return value if last < len(said) + 1 and all(layer == item for layer, item in enumerate(said[: last + 1])) else None
+    return value if last < len(said) and all(layer == item for layer, item in enumerate(said[: last + 1])) else None
 
 
 def _write_by_number(value: Mapping[str, Any], said: Said, count: int) -> dict[str, Any]:

@@ -90,6 +90,7 @@ def test_a_key_says_of_the_new_layers_what_it_said_of_them_before(key: str, valu
         ("cross_layer_interval", 2, [0, 2]),
         ("deepstack_layer_indexes", [1, 3], [0, 2, 3]),
         ("insert_layer_id", 3, [1, 2, 3, 4]),
+        ("insert_layer_id", 3, [0, 1, 2]),
         ("kv_source_layers", [0, 1, 2, 3, 0, 1, 2, 3], [0, 4, 5]),
         ("depths", [2, 2, 6, 2, 1, 1, 1, 1], [0, 1, 2]),
     ],
