@@ -228,7 +228,8 @@ written, seen, most = set(), set(), 0
 
 def audit(event, arguments):
     if event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-        written.add(os.path.abspath(arguments[0]))
+        if os.path.isabs(arguments[0]):  # others go by a folder's descriptor, or would be seen below
+            written.add(arguments[0])
 
 def look(event):
     global most
@@ -505,7 +506,10 @@ def test_only_real_models_are_listed(tmp_path: Path, models: dict[str, str]) -> 
     assert manifest["config"] == text and manifest["method"] == "ties"
     card = (tmp_path / "out" / "README.md").read_text()
     assert sorted(re.search(r"## Models\n\n(.*?)\n\n", card, re.DOTALL)[1].splitlines()) == ["- a", "- b", "- c", "- d"]  # type: ignore[index]
-    assert text.strip() in card
+    shown = text
+    for path in models.values():
+        shown = shown.replace(path, Path(path).name)
+    assert shown.strip() in card
 
 
 def test_the_base_model_that_is_named_is_a_real_one(tmp_path: Path, models: dict[str, str]) -> None:

@@ -172,7 +172,7 @@ def test_an_input_that_is_cut_short_while_it_is_read(tmp_path: Path, big_models:
             seen.append(event)
             os.truncate(other / "model.safetensors", MIB)
 
-    with pytest.raises(CheckpointError, match=r"other/model\.safetensors: the file ends at byte \d+ while tensor 'model\."):
+    with pytest.raises(CheckpointError, match=r"other/model\.safetensors: changed since weft planned with it"):
         run(plan(recipe(method, base, other), ram=64 * MIB), out, cut)
     assert seen and nothing_looks_finished(out)
 
