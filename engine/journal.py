@@ -190,7 +190,7 @@ def _record(row: tuple[object, ...]) -> Record | None:
     except ValueError:
         return None
     texts = all(isinstance(text, str) and _is_text(text) for text in (name, digest, shard, checksum))
-    if not texts or not (_is_count(offset) and _is_count(nbytes)) or not re.fullmatch("[0-9a-f]{1,32}", str(checksum)):
+    if not texts or not (_is_count(offset) and _is_count(nbytes)) or not re.fullmatch("[0-9a-f]{32}", str(checksum)):
         return None
     if not isinstance(counts, list) or len(counts) != 4 or not all(_is_count(count) for count in counts):
         return None

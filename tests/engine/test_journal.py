@@ -18,8 +18,8 @@ from weft.engine.run import run
 from weft.engine.shard_writer import PARTIAL, ShardWriter
 from weft.planner.shards import OutputPlace, Shard
 
-A = Record("a.weight", "d1", "model.safetensors", 96, 40, "ff00", Facts(10, 3, 1, 2))
-B = Record("b.weight", "d2", "model.safetensors", 136, 8, "ee11", Facts())
+A = Record("a.weight", "d1", "model.safetensors", 96, 40, "ff00" * 8, Facts(10, 3, 1, 2))
+B = Record("b.weight", "d2", "model.safetensors", 136, 8, "ee11" * 8, Facts())
 
 
 def journal(path: Path, *records: Record) -> None:
@@ -63,7 +63,7 @@ def test_commits_reach_the_disk(tmp_path: Path) -> None:
 
 def test_a_newer_record_replaces_an_older(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
-    newer = Record("a.weight", "d9", "model.safetensors", 0, 4, "aa", Facts(1, 1, 0, 0))
+    newer = Record("a.weight", "d9", "model.safetensors", 0, 4, "aa" * 16, Facts(1, 1, 0, 0))
     journal(path, A, B)
     journal(path, newer)
     assert records(path) == {"a.weight": newer, "b.weight": B}

@@ -367,7 +367,7 @@ def test_an_owner_that_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_journal_without_locks_goes_on_with_one_that_had_them(tmp_path: Path) -> None:
-    path, record = tmp_path / "journal.sqlite", Record("a", "d", "model.safetensors", 96, 40, "ff00", Facts())
+    path, record = tmp_path / "journal.sqlite", Record("a", "d", "model.safetensors", 96, 40, "ff00" * 8, Facts())
     for owner in (False, True, True, False):
         (tmp_path / OWNER).touch() if owner else (tmp_path / OWNER).unlink(missing_ok=True)
         opened = Journal(path)

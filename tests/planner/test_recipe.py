@@ -101,7 +101,7 @@ def test_layers_of_different_kinds_keep_their_tensors(here: Path) -> None:
     tensors = llama_tensors()
     tensors["model.layers.1.mixer.weight"] = tensors.pop(Q.format(1))
     for name in "ab":
-        replace(here / name, tensors)
+        replace(here / name, tensors, {**llama_config(), "layer_types": ["attention", "mixer"]})
     recipes = made("""
 merge_method: passthrough
 slices:
