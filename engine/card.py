@@ -42,6 +42,7 @@ def model_card(plan: Plan) -> str:
         + f"\n# {title}\n\nMade with weft {__version__} by the method **{plan.method.name}**: {plan.method.summary}\n\n"
         + f"{format_count(plan.parameters)} parameters in {plan.layers} layers, {dtype}.\n\n"
         + f"## Models\n\n{models}\n\nBase model: {_link(base, names)}\n\n"
+        + _notes(plan, names)
         + f"## Config\n\n{fence}yaml\n{config}\n{fence}\n\n"
         + "## Upload\n\nIn this folder, with a name of your own:\n\n```\nhf auth login\nhf upload ORG/NAME . .\n```\n"
     )
@@ -90,6 +91,12 @@ def with_names(text: str, names: Mapping[str, str]) -> str:
         if "/" in path:
             text = re.sub(rf"(?<![\w./~-]){re.escape(path)}/?(?![\w.-]|/\w)", lambda _, path=path: names[path], text)  # type: ignore[misc]
     return text
+
+
+def _notes(plan: Plan, names: Mapping[str, str]) -> str:
+    """What weft had to say about the merge."""
+    lines = [f"- {with_names(note, names)}" for note in plan.notes]
+    return "## Notes\n\n" + "\n".join(lines) + "\n\n" if lines else ""
 
 
 def _licensed(licence: str | None) -> str:

@@ -9,10 +9,12 @@ from ..errors import CheckpointError
 from .belonging import absent_module, may_lack
 from .config import LoadedConfig
 from .dtypes import MERGED
+from .families import class_of, of_one_family
 from .layout import Place, Stack, input_embedding, is_output_embedding
 from .recipe import Source
 from .sites import Site, Use
 from .sources import Model, SourceUse
+from .token_axes import vocabulary_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +25,11 @@ class Lack:
     module: str | None
 
 
-def lacking(config: LoadedConfig, site: Site) -> list[Lack]:
+def lacking(config: LoadedConfig, site: Site, base_label: str) -> list[Lack]:
     """The sources that are whole without the tensor: it is a bias or a buffer, or part of what they have nothing of.
 
-    Raises CheckpointError for a source that is incomplete without it, or of another architecture.
+    Raises CheckpointError for a source that is incomplete without it, or of another architecture, and for the model of
+    `base_label`, whose class the result will have, where a model of another family brings what that class has no place for.
     """
     owner = site.uses[0].source
     at = next(local for source, local in zip(site.run.sources, site.names, strict=True) if source is owner)
@@ -40,6 +43,13 @@ def lacking(config: LoadedConfig, site: Site) -> list[Lack]:
             without.append(Lack(source, absent_module(source.model.layout, local)))
         elif site.name.endswith("weight") or _elsewhere(source, local) or _replaced(source, owner, site.uses[0].tensor):
             raise _unfit(config, source, _lost(source, local, owner, place))
+        elif source.model.checkpoint.label == base_label and not of_one_family(source.model, owner.model):
+            raise _unfit(
+                config,
+                owner,
+                f"{owner.model.reference} ({class_of(owner.model)}) has '{at}', which {source.model.reference} has not: "
+                f"the result would be {class_of(source.model)}, whose programs drop such a tensor; merge models of one family",
+            )
         else:
             without.append(Lack(source, None))
     return without
@@ -80,17 +90,11 @@ def check_alike(config: LoadedConfig, name: str, first: Use, other: Use) -> None
     """Raises CheckpointError where two sources' tensors differ in shape, or only one of them holds floating-point numbers."""
     a, b = first.tensor, other.tensor
     if a.shape != b.shape:
-        vocabulary = len(a.shape) == 2 and a.shape[1:] == b.shape[1:] and (is_output_embedding(name) or input_embedding([name]))
-        hint = (
-            "their vocabularies differ: set 'tokenizer_source: union' (or base, or a model) to bring their tokens together"
-            if vocabulary
-            else "only models of one architecture and size can be merged; shapes are never broadcast"
-        )
         raise _unfit(
             config,
             other.source,
             f"tensor '{name}' has shape {list(a.shape)} in {first.source.model.reference} "
-            f"and {list(b.shape)} in {other.source.model.reference}: {hint}",
+            f"and {list(b.shape)} in {other.source.model.reference}: {_why_unlike(name, first, other)}",
         )
     if (a.dtype in MERGED) != (b.dtype in MERGED):
         raise _unfit(
@@ -100,6 +104,24 @@ def check_alike(config: LoadedConfig, name: str, first: Use, other: Use) -> None
             f"and {b.dtype} in {other.source.model.reference}: "
             "integers and floating-point numbers cannot be merged",
         )
+
+
+def _why_unlike(name: str, first: Use, other: Use) -> str:
+    """Why two tensors' shapes differ, and what to do."""
+    a, b = first.tensor.shape, other.tensor.shape
+    if len(a) != len(b) or [i for i in range(len(a)) if a[i] != b[i]] != _token_axis(name, first, other):
+        return "only models of one architecture and size can be merged; shapes are never broadcast"
+    if not of_one_family(first.source.model, other.source.model):
+        return f"they are {class_of(first.source.model)} and {class_of(other.source.model)}: merge models of one family"
+    return "their vocabularies differ: set 'tokenizer_source: union' (or base, or a model) to bring their tokens together"
+
+
+def _token_axis(name: str, first: Use, other: Use) -> list[int]:
+    """The dimension that goes by tokens, as far as names and config.json say; none where neither does."""
+    if is_output_embedding(name) or input_embedding([name]):
+        return [0]
+    sizes = tuple(vocabulary_size(use.source.model.checkpoint.config) for use in (first, other))
+    return [axis for axis, pair in enumerate(zip(first.tensor.shape, other.tensor.shape, strict=True)) if pair == sizes][:1]
 
 
 def _unfit(config: LoadedConfig, source: SourceUse, message: str) -> CheckpointError:

@@ -13,6 +13,7 @@ from .alignment import Alignment
 from .config import LoadedConfig
 from .dtypes import ITEM_SIZES, MERGED, TO_CONFIG
 from .embedding import RowMover
+from .families import family_notes
 from .left_out import count_prediction_layers, left_out
 from .model_config import merged_config
 from .models import Models
@@ -82,6 +83,7 @@ def compile_merge(config: LoadedConfig, models: Models, seed: int) -> Merge:
         notes=(
             *notes,
             *aligned.notes,
+            *family_notes(used, base),
             *_stacks_left(config, compiled),
             *of_heads,
             *made.notes,

@@ -101,7 +101,7 @@ class RecipeMaker:
         """The sources that have nothing of the part that the tensor belongs to; what else is unusual becomes a note."""
         for model in (use.source.model.reference for use in site.uses if use.tied):
             self._note(f"are read from the input embedding of {model}, to which they are tied", site.name)
-        found = lacking(self.config, site)
+        found = lacking(self.config, site, self.base_label)
         for lack in (lack for lack in found if lack.module is None):
             self._note(f"are optional and missing from {lack.source.model.reference}", site.name)
         return [lack for lack in found if lack.module is not None]

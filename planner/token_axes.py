@@ -96,6 +96,11 @@ def _sizes(label: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int
 _MAIN = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|shared)\.weight$")
 
 
+def vocabulary_size(config: Mapping[str, Any]) -> int | None:
+    """How many tokens config.json says that a model has; None where it does not say."""
+    return next(_said(config), None)
+
+
 def _said(config: Mapping[str, Any]) -> Iterator[int]:
     """What config.json may mean by the vocabulary's size, the likeliest first."""
     parts = [*(part for main in main_settings(config) for part in main_settings(main)), *_inner(config)]
