@@ -14,6 +14,7 @@ from ..errors import CheckpointError, DiskError, Interrupted, OutputError
 from ..planner.files import open_file
 from ..planner.plan import Plan, remaining
 from ..planner.side_files import is_weights
+from ..planner.sizes import format_size
 from .carry import carry_over
 from .device import own_threads, peak_device_memory, reset_device_memory
 from .events import Observer, PhaseStarted, Routing, RunFinished, RunStarted, Summary, ignore
@@ -124,7 +125,8 @@ def _run_locked(
         observer(PhaseStarted("checking the result"))
         check_shards(plan, folder, earlier.kept)
         summary = _summary(plan, done.records, done.bytes_read, done.reused, time.monotonic() - begin, done.memory)
-        summary = replace(summary, warnings=router_warnings(plan, folder.work), routings=done.routings)
+        warnings = [*router_warnings(plan, folder.work), *over_budget(plan, summary)]
+        summary = replace(summary, warnings=warnings, routings=done.routings)
         _refuse_nonfinite(folder.root, {"nan": summary.nan, "inf": summary.inf}, strict, summary.nonfinite_tensors)
         files = {name: _write(folder, name, data, old) for name, data in companions(plan)}
         folder.write(MANIFEST, manifest(plan, done.records, summary, files))
@@ -314,6 +316,21 @@ def _measured(plan: Plan) -> Iterator[_Memory]:
         finally:
             memory.ram = max(peak_memory() - before, 0)
             memory.vram = peak_device_memory(device)
+
+
+def over_budget(plan: Plan, summary: Summary) -> Iterator[str]:
+    """What to say of a run that took more memory than it was given, or than was predicted: the latter is a fault of weft."""
+    budget = plan.options.budget
+    for name, measured, predicted, given in (
+        ("RAM", summary.measured_ram, summary.predicted_ram, budget.ram),
+        ("VRAM", summary.measured_vram, summary.predicted_vram, budget.vram),
+    ):
+        if measured > predicted:
+            beyond = f", and more than the {format_size(given)} of --{name.lower()}" if measured > given else ""
+            yield (
+                f"the run took {format_size(measured)} of {name}, more than the {format_size(predicted)} predicted{beyond}: "
+                "please report it with the config and weft's version"
+            )
 
 
 def _nothing_to_do(plan: Plan, manifest: Manifest, observer: Observer) -> Summary:

@@ -35,6 +35,10 @@ BATCH_TOKENS = 256
 LIBRARIES = 48 << 20
 """What matrix products and their threads take beside tensors (measured)."""
 
+TOKENIZER = 4 << 20
+TOKENIZER_FACTOR = 28
+"""What a tokenizer takes while transformers reads it: a constant, and for each byte of its files (measured)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
@@ -148,13 +152,16 @@ class Router:
     def memory(self, budget: Budget, *, everything: bool = False) -> Memory:
         """What making the vectors takes at most; as many batches at once as the budget allows, at least one."""
         file = 2 * self.file.size
+        tokens = _tokenizer_memory(self.tokenizer)
         if not self.runs_base and not everything:
-            return Memory(OVERHEAD + file, 0, 1)
+            return Memory(OVERHEAD + file + tokens, 0, 1)
         lengths = [_most_tokens(text) for text in self.texts()]
         states = 4 * self.hidden * sum(lengths)
         layer = max((4 * sum(_elements(source) for source in weights.values()) for weights in self.weights), default=0)
         batch = _activations(self.base.config, max(BATCH_TOKENS, *lengths, 1))
-        host = OVERHEAD + LIBRARIES + READ_BYTES + file + 3 * states  # themselves, put together, and on their way to the disk
+        host = (
+            OVERHEAD + LIBRARIES + READ_BYTES + file + tokens + 3 * states
+        )  # themselves, put together, and on their way to the disk
         if not budget.on_host:
             return Memory(host + batch, layer + batch + LIBRARIES, 1)
         threads = max(1, min(budget.workers, (budget.ram - host - layer) // batch))
@@ -172,6 +179,11 @@ _LAYER_KEYS = (
 def layer_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of config.json that describes a layer's arithmetic, and nothing that could name code or files."""
     return {key: config[key] for key in _LAYER_KEYS if key in config}
+
+
+def _tokenizer_memory(files: Mapping[str, bytes]) -> int:
+    """Bytes that a tokenizer of these files takes; white space between their entries does not count."""
+    return TOKENIZER + TOKENIZER_FACTOR * sum(len(data.translate(None, b" \t\r\n")) for data in files.values()) if files else 0
 
 
 def _elements(source: Source) -> int:
@@ -202,8 +214,11 @@ def check_routers(routers: Iterable[Router], budget: Budget, *, everything: bool
         for option, needed, given in (("--ram", memory.ram, budget.ram), ("--vram", memory.vram, budget.vram)):
             if needed > given and not (option == "--vram" and budget.on_host):
                 mebibytes = -(-needed // (1 << 20))
+                what = f"run {router.base.label} layer by layer for the router: its largest layer, tokenizer and prompts take"
+                if not router.runs_base and not everything:
+                    what = "make the router: the tokenizer and the vectors take"
                 raise BudgetError(
-                    f"{option} {format_size(given)} is too little to run {router.base.label} layer by layer for the router: its "
-                    f"largest layer and the prompts take {format_size(needed)} in float32; {option} {mebibytes}MiB would do",
+                    f"{option} {format_size(given)} is too little to {what} {format_size(needed)}; "
+                    f"{option} {mebibytes}MiB would do",
                     mebibytes << 20,
                 )

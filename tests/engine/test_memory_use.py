@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import weft.engine.parts
-from merges import METHODS, MIB, environment, merge, plan, recipe, write_config
+from merges import METHODS, MIB, environment, linear, merge, plan, recipe, write_config, write_two
 from weft.engine.compute import Tile, gather
 from weft.engine.run import run
 from weft.errors import BudgetError
@@ -129,3 +129,12 @@ def test_what_overtakes_a_slow_part_is_bounded(
     monkeypatch.setattr(weft.engine.parts, "gather", delayed)
     assert run(made, tmp_path / "out") is not None
     assert 0 < len(waiting) < unmerged_parts(workers)
+
+
+def test_a_run_that_takes_more_than_was_predicted_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(linear(*write_two(tmp_path)), ram=64 * MIB)
+    fine = run(made, tmp_path / "fine")
+    assert not [warning for warning in fine.warnings if "predicted" in warning]
+    monkeypatch.setattr("weft.engine.run.peak_memory", lambda: 1 << 40)
+    (warning,) = run(made, tmp_path / "out").warnings
+    assert "of RAM, more than the " in warning and "predicted, and more than the 64.00 MiB of --ram: please report" in warning
