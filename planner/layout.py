@@ -129,7 +129,9 @@ def find_layout(label: str, config: Mapping[str, Any], names: Iterable[str]) -> 
     stacks = {prefix: Stack(prefix, count) for prefix, count in whole.items() if count in counts}
     others = [stack.count for stack in stacks.values() if stack.prefix != main]
     if main is not None and not (main in stacks and wanted in others):
-        stacks[main] = Stack(main, _checked(label, main, layers[main], wanted))
+        fewer = main in whole and wanted is not None and whole[main] < wanted
+        counted = None if fewer and _counts_something_else(main, whole, config) else wanted
+        stacks[main] = Stack(main, _checked(label, main, layers[main], counted))
     places = {name: _place(name, split.get(name), stacks) for name in names}
     ordered = sorted(stacks.values(), key=lambda stack: (stack.prefix != main, stack.prefix))
     return Layout(tuple(ordered), places)
@@ -169,11 +171,23 @@ def _main_prefix(layers: Mapping[str, Mapping[int, int]], wanted: int | None, co
         indices = layers[prefix]
         count = max(indices) + 1
         counted = len(indices) == count and (count in counts or (wanted is not None and count > wanted))
-        side = bool(re.search(r"(vision|visual|audio|encoder\b)", prefix))
+        side = bool(_SIDE.search(prefix))
         return counted or count == wanted, not side, count == wanted, sum(indices.values()), prefix
 
     candidates = [prefix for prefix, indices in layers.items() if max(indices) + 1 > 1 or wanted == 1]
     return max(candidates, key=fit) if candidates else None
+
+
+_SIDE = re.compile(r"vision|visual|audio|encoder\b")
+
+
+def _counts_something_else(main: str, whole: Mapping[str, int], config: Mapping[str, Any]) -> bool:
+    """Whether what config.json counts may be no layers of this stack, which has no gap: stages of an image model, say, or two
+    stacks together. In a language model with one stack it counts these, and those that are missing are lost.
+    """
+    twins = any(count == whole[main] for prefix, count in whole.items() if prefix != main and not prefix.startswith(f"{main}."))
+    of_images = "num_channels" in config or "image_size" in config
+    return bool(_SIDE.search(main)) or twins or of_images
 
 
 def _checked(label: str, prefix: str, indices: Mapping[int, int], wanted: int | None) -> int:

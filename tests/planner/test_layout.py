@@ -238,3 +238,19 @@ def test_any_names_in_any_order(prefix: list[str], count: int, rest: list[str], 
         assert place.at(place.layer) == name
         assert place.rest in rest
     assert layout.places["final.weight"].stack is None
+
+
+@pytest.mark.parametrize(
+    ("config", "prefixes"),
+    [
+        ({"num_hidden_layers": 16, "num_channels": 3}, ["encoder.blocks"]),
+        ({"num_hidden_layers": 12, "audio_config": {"depths": [2, 2]}}, ["audio_model.audio_encoder.layers"]),
+        ({"num_hidden_layers": 4}, ["model.H_module.layers", "model.L_module.layers"]),
+    ],
+    ids=["stages of an image model", "a tower alone", "two stacks together"],
+)
+def test_a_count_of_something_else_is_no_loss(config: dict[str, object], prefixes: list[str]) -> None:
+    names = [f"{prefix}.{layer}.w.weight" for prefix in prefixes for layer in range(2)]
+    assert found(config, *names).places.keys() == set(names)
+    with pytest.raises(CheckpointError, match="missing weights"):
+        found({"num_hidden_layers": 16, **config}, *[name for name in names if ".0." not in name])
