@@ -126,6 +126,8 @@ def find_layout(label: str, config: Mapping[str, Any], names: Iterable[str]) -> 
     counts = set(_counts(config))
     main = _main_prefix(layers, wanted, counts)
     whole = {prefix: max(indices) + 1 for prefix, indices in layers.items() if len(indices) == max(indices) + 1}
+    if wanted is None and main not in whole:
+        main = None  # numbers with gaps are modules in a row, of which some have no weights
     stacks = {prefix: Stack(prefix, count) for prefix, count in whole.items() if count in counts}
     others = [stack.count for stack in stacks.values() if stack.prefix != main]
     if main is not None and not (main in stacks and wanted in others):

@@ -254,3 +254,9 @@ def test_a_count_of_something_else_is_no_loss(config: dict[str, object], prefixe
     assert found(config, *names).places.keys() == set(names)
     with pytest.raises(CheckpointError, match="missing weights"):
         found({"num_hidden_layers": 16, **config}, *[name for name in names if ".0." not in name])
+
+
+def test_numbers_with_gaps_are_no_layers_where_nothing_is_counted() -> None:
+    """A row of modules, of which the activations have no weights."""
+    names = [f"patch_embed.proj.{number}.weight" for number in (0, 1, 3, 4)]
+    assert stacks(found({"model_type": "x"}, *names)) == []
