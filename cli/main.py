@@ -6,6 +6,7 @@ commands.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -54,6 +55,7 @@ class _Stopping:
 def main() -> None:
     """Run the command line and end the process."""
     stopping = _Stopping()
+    _open_standard_streams()
     try:
         try:
             message, code = _command()
@@ -71,6 +73,17 @@ def main() -> None:
     _end(message, code)
 
 
+def _open_standard_streams() -> None:
+    """Those that the caller closed lead nowhere: a file of ours that got their number would take what libraries print."""
+    handle = 0
+    while handle <= 2:
+        handle = os.open(os.devnull, os.O_RDWR)
+    os.close(handle)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+
+
 _INTERRUPTED = 130
 """The exit code of what knows that it was interrupted."""
 
@@ -82,6 +95,9 @@ def _command() -> tuple[str, int]:
     try:
         check_platform()
         from .app import app
+        from .terminal import print_anything
+
+        print_anything()
 
         app(prog_name="weft")
     except WeftError as error:
@@ -89,6 +105,10 @@ def _command() -> tuple[str, int]:
     except BrokenPipeError:
         sys.stderr.close()
         return "", 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        return f"what is printed could not be written: {error.strerror}", 3
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         return STOPPED if code == _INTERRUPTED else "", code

@@ -38,7 +38,7 @@ def progress(*, quiet: bool, verbose: bool) -> Iterator[Observer]:
         yield ignore
     elif _live(console):
         bar = Progress(
-            SpinnerColumn(),
+            SpinnerColumn("line" if console.options.ascii_only else "dots"),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[facts]}", markup=False),

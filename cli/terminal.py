@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +13,24 @@ if TYPE_CHECKING:
 
 _ENOUGH = 4000
 _LONGEST = 2000
+
+_PLAIN = {"→": "->", "…": "...", "×": "x", "·": "-", "–": "-", "├": "|", "└": "`", "│": "|", "─": "-", "━": "-", "ᵀ": "^T"}
+"""What stands in for characters of weft's own where a terminal's encoding has none of them."""
+
+
+def print_anything() -> None:
+    """Let no character end a command: what the encoding of standard output or stderr lacks gets a stand-in, or is an escape."""
+    codecs.register_error("weft", _stand_in)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="weft")
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(character) or _escaped(character) for character in lacking), error.end
 
 
 def console() -> Console:

@@ -66,6 +66,8 @@ def override(text: str, source: str, given: Sequence[str]) -> str:
 
 def _document(values: Sequence[Any], one: Override) -> int:
     """Which document is meant."""
+    if not values:
+        raise one.error("the config is empty")
     names = [value.get("name") if isinstance(value, dict) else None for value in values]
     if len(values) == 1 and one.document is None:
         return 0

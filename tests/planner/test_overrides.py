@@ -147,3 +147,8 @@ def test_any_value_in_any_config(
     changed = override(text, "merge.yaml", [f"{key.removeprefix('.')}={json.dumps(value)}"])
     outer[at] = value
     assert parse(changed, "merge.yaml")[0].value == config
+
+
+def test_an_empty_config_has_no_place_for_a_value() -> None:
+    with pytest.raises(ConfigError, match="the config is empty"):
+        override("# nothing\n", "merge.yaml", ["a=1"])
