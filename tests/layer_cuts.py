@@ -63,7 +63,7 @@ def as_model(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
 
 def without_lists(architecture: Architecture) -> Iterator[dict[str, Any]]:
     """The config.json as it was before transformers wrote lists of layers into it, if the class makes the same of it."""
-    if architecture.name.startswith(("beam", "flint", "gemma4", "muse")):
+    if architecture.name.startswith(("beam", "flint", "gemma4", "muse", "neomme")):
         return  # newer than such lists: no config.json of theirs lacks them
     config = _without(architecture.config)
     if config == architecture.config:
