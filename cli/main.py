@@ -98,7 +98,6 @@ def _command() -> tuple[str, int]:
         from .terminal import print_anything
 
         print_anything()
-
         app(prog_name="weft")
     except WeftError as error:
         return str(error), error.exit_code
@@ -126,4 +125,5 @@ def _end(message: str, code: int) -> None:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        code = code or 1
     sys.exit(code)

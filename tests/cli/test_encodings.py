@@ -63,3 +63,11 @@ def test_a_full_disk_behind_the_output_is_one_line() -> None:
     command = f"{sys.executable} -m weft methods > /dev/full"
     done = subprocess.run(["sh", "-c", command], capture_output=True, env=environment(), check=False)
     assert done.returncode == 3 and b"Traceback" not in done.stderr and b"could not be written" in done.stderr
+
+
+def test_output_that_is_lost_in_the_end_is_no_success() -> None:
+    """A short text waits in Python's buffer until the command ends."""
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no such device")
+    command = f"{sys.executable} -m weft --version > /dev/full"
+    assert subprocess.run(["sh", "-c", command], env=environment() | {"PYTHONUNBUFFERED": ""}, check=False).returncode == 1
