@@ -175,7 +175,7 @@ class _Matcher:
         """Whether a rule explains half of what it speaks of, or all where that is one tensor: two norms of one size make no rule.
 
         Where one prefix is the other with more parts, that is what stands under the longer one. A prefix in place of quite
-        another needs that of both sides, and more than one tensor.
+        another needs that of both sides, more than one tensor, and layers: the `dense` of two heads makes no rule.
         """
         if rule.theirs == rule.ours:
             return True
@@ -186,7 +186,8 @@ class _Matcher:
             return most_ours
         if _within(rule.ours, rule.theirs):
             return most_theirs
-        return most_theirs and most_ours and len(pairs) > 1
+        layers = any(_NUMBER in path for path in pairs) or set(rule.theirs) == set(rule.ours)
+        return most_theirs and most_ours and len(pairs) > 1 and layers
 
     def _rules(self) -> list[Rule]:
         """What single tensors suggest: those whose names end alike, as far as any of the other model's does."""

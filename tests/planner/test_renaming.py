@@ -153,3 +153,11 @@ def test_no_two_names_become_one(theirs: Names, ours: Names) -> None:
         return
     assert list(names) == list(theirs)
     assert len(set(names.values())) == len(names)
+
+
+def test_heads_of_two_classes_stay_apart_though_both_have_a_dense() -> None:
+    dense: Names = {"dense.weight": (8, 8), "dense.bias": (8,)}
+    masked = under("cls.predictions.transform.", dense | {"LayerNorm.weight": (8,), "LayerNorm.bias": (8,)})
+    names = rename(under("encoder.", TEXT) | under("pooler.", dense), under("bert.encoder.", TEXT) | masked).names
+    assert names["encoder.norm.weight"] == "bert.encoder.norm.weight"
+    assert not set(names.values()) & masked.keys()
