@@ -23,7 +23,6 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
     "key-value heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv"),
     "head_dim": ("head_dim",),
     "sliding_window": ("sliding_window",),
-    "tie_word_embeddings": ("tie_word_embeddings",),
     "experts a token": ("num_experts_per_tok", "moe_topk"),
     "attn_logit_softcapping": ("attn_logit_softcapping",),
     "final_logit_softcapping": ("final_logit_softcapping",),
@@ -33,7 +32,7 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
     "residual_multiplier": ("residual_multiplier",),
     "attention_multiplier": ("attention_multiplier",),
 }
-"""What a setting is called in messages, and the keys that families have for it."""
+"""What a setting is called in messages, and the keys that families have for it. What a tied head comes to, `tied` says."""
 
 
 def class_of(model: Model) -> str:
