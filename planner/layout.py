@@ -169,18 +169,20 @@ def _counts(config: Mapping[str, Any]) -> Iterator[int]:
 def _main_prefix(layers: Mapping[str, Mapping[int, int]], wanted: int | None, counts: Collection[int]) -> str | None:
     """The decoder of a language model: of the stacks with as many layers as config.json counts, one of no other side."""
 
-    def fit(prefix: str) -> tuple[bool, bool, bool, int, str]:
+    def fit(prefix: str) -> tuple[bool, bool, bool, bool, int, str]:
         indices = layers[prefix]
         count = max(indices) + 1
         counted = len(indices) == count and (count in counts or (wanted is not None and count > wanted))
-        side = bool(_SIDE.search(prefix))
-        return counted or count == wanted, not side, count == wanted, sum(indices.values()), prefix
+        tower, encoder = bool(_TOWER.search(prefix)), bool(_ENCODER.search(prefix))
+        return counted or count == wanted, not tower, not encoder, count == wanted, sum(indices.values()), prefix
 
     candidates = [prefix for prefix, indices in layers.items() if max(indices) + 1 > 1 or wanted == 1]
     return max(candidates, key=fit) if candidates else None
 
 
-_SIDE = re.compile(r"vision|visual|audio|encoder\b")
+_TOWER = re.compile(r"vision|visual|audio")
+_ENCODER = re.compile(r"encoder\b")
+"""What stacks of a model are called that are not its language model, or not the part of it that decodes."""
 
 
 def _counts_something_else(main: str, whole: Mapping[str, int], config: Mapping[str, Any]) -> bool:
@@ -189,7 +191,7 @@ def _counts_something_else(main: str, whole: Mapping[str, int], config: Mapping[
     """
     twins = any(count == whole[main] for prefix, count in whole.items() if prefix != main and not prefix.startswith(f"{main}."))
     of_images = "num_channels" in config or "image_size" in config
-    return bool(_SIDE.search(main)) or twins or of_images
+    return bool(_TOWER.search(main) or _ENCODER.search(main)) or twins or of_images
 
 
 def _checked(label: str, prefix: str, indices: Mapping[int, int], wanted: int | None) -> int:

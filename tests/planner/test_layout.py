@@ -260,3 +260,10 @@ def test_numbers_with_gaps_are_no_layers_where_nothing_is_counted() -> None:
     """A row of modules, of which the activations have no weights."""
     names = [f"patch_embed.proj.{number}.weight" for number in (0, 1, 3, 4)]
     assert stacks(found({"model_type": "x"}, *names)) == []
+
+
+def test_of_two_encoders_the_main_one_is_that_of_the_text() -> None:
+    config = {"text_config": {"num_hidden_layers": 2}, "vision_config": {"num_hidden_layers": 2}}
+    names = [*repeat("vision_model.encoder.layers.{}.a.weight", 2), *repeat("vision_model.encoder.layers.{}.b.weight", 2)]
+    layout = found(config, *names, *repeat("text_model.encoder.layers.{}.a.weight", 2))
+    assert layout.main is not None and layout.main.prefix == "text_model.encoder.layers"
