@@ -372,7 +372,7 @@ def test_the_other_commands_from_python(tmp_path: Path, two: tuple[Path, Path]) 
         weft.inspect("a@b@c")
 
 
-# Imports and documentation.
+# Imports.
 
 
 def test_the_import_is_light() -> None:
@@ -384,19 +384,3 @@ def test_the_import_is_light() -> None:
         assert getattr(weft, name) is not None
     with pytest.raises(AttributeError, match="nothing_like_it"):
         _ = weft.nothing_like_it
-
-
-def examples() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "python.md").read_text(), re.DOTALL | re.MULTILINE)
-
-
-@pytest.mark.parametrize("number", range(len(examples())))
-def test_the_documented_examples(
-    tmp_path: Path, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
-) -> None:
-    """docs/python.md: each block as it stands, in a folder with two models and a config."""
-    monkeypatch.chdir(tmp_path)
-    write_config(tmp_path / "merge.yaml", linear(Path("base"), Path("other")))
-    exec(compile(examples()[number], f"docs/python.md, example {number + 1}", "exec"), {"__name__": "example"})
-    capsys.readouterr()
-    assert threads() == []
