@@ -240,7 +240,7 @@ def _load(config: Config, lenient: bool) -> LoadedConfig:
         try:
             return load_config(yaml.safe_dump(dict(config), sort_keys=False), lenient=lenient)
         except yaml.representer.RepresenterError as error:
-            raise ConfigError(f"a config holds maps, lists, texts and numbers only: {error.args[-1]!r} is none of them") from None
+            raise ConfigError(f"a config holds maps, lists, texts and numbers only, not {error.args[-1]!r}") from None
     if isinstance(config, str) and "\n" in config:
         return load_config(config, lenient=lenient)
     return read_config(Path(config), lenient=lenient)

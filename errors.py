@@ -7,7 +7,7 @@
     │   │   └── InputChanged  a file that is no longer what was planned with
     │   └── OutputError       an output folder that is not ours to write
     ├── ResourceError     3   too little memory or disk
-    │   ├── BudgetError       what would do
+    │   ├── BudgetError       what it needs
     │   └── DiskError         how much is missing
     ├── PlatformError     2   an operating system on which it does not run
     └── Interrupted     130   stopped; the same command continues (of the command line: 143 by SIGTERM, 129 by SIGHUP)
@@ -57,7 +57,7 @@ class ResourceError(WeftError):
 
 
 class BudgetError(ResourceError):
-    """A memory budget in which the merge cannot run; `needed` bytes would do."""
+    """A memory budget in which the merge cannot run; it needs at least `needed` bytes."""
 
     def __init__(self, message: str, needed: int) -> None:
         super().__init__(message)

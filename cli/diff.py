@@ -113,7 +113,7 @@ def _remarks(found: Comparison) -> Iterator[str]:
     total = found.total
     for label, nan, inf in zip(found.labels, total.nan, total.inf, strict=True):
         if nan or inf:
-            yield f"{label} has {nan:,} NaN and {inf:,} Inf values, which no norm counts"
+            yield f"{label} has {nan:,} NaN and {inf:,} Inf values, which the norms leave out"
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -58,7 +58,7 @@ def _state(out: Path, found: Explanation) -> str:
 
 _STATES = {
     "missing": "not there yet: it would be computed",
-    "there": "there already, made just so",
+    "there": "there already, made exactly like this",
     "changed": "there, but made from something else: it would be computed again",
 }
 

@@ -58,7 +58,7 @@ Lenient = Annotated[
     bool | None,
     typer.Option(
         "--lenient/--no-lenient",
-        help="Make notes of what other tools read over in a config (unknown keys, parameters that change nothing), not errors.",
+        help="Make notes, not errors, of what other tools ignore in a config (unknown keys, parameters that change nothing).",
         show_default=False,
     ),
 ]
@@ -67,7 +67,7 @@ Values = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="A value in the place of the config's: parameters.t=0.3, models[1].parameters.weight=0.5. Can be given again.",
+        help="Use this value instead of the config's: parameters.t=0.3, models[1].parameters.weight=0.5. May be repeated.",
         show_default=False,
     ),
 ]
@@ -99,8 +99,8 @@ TransformersCache = Annotated[str | None, _pasted("--transformers-cache")]
 
 ANSWERS: Mapping[str, str] = {
     "cuda": "--cuda: the same as --device cuda",
-    "allow_crimes": "--allow-crimes: not needed; what shapes allow is merged, and what they do not is refused",
-    "lazy_unpickle": "--lazy-unpickle: not needed; tensors are always read as they are wanted",
+    "allow_crimes": "--allow-crimes: not needed; models of equal shapes are merged, others are refused",
+    "lazy_unpickle": "--lazy-unpickle: not needed; tensors are always read only when they are needed",
     "trust_remote_code": "--trust-remote-code: not needed; weft runs no code from a model",
     "low_cpu_memory": "--low-cpu-memory: not needed; --ram bounds memory",
     "read_to_gpu": "--read-to-gpu: not needed; tiles are streamed to the device",

@@ -21,7 +21,7 @@ from .terminal import literal, show_table
 _STATES = {
     "new": "new",
     "unfinished": "an unfinished result: ",
-    "complete": "the complete result of this very plan: nothing to do",
+    "complete": "the complete result of this plan: nothing to do",
     "another": "the result of another plan, valid until this one's is complete: ",
     "foreign": "other files: weft run will refuse it",
 }

@@ -76,7 +76,7 @@ def run(
     wishes = o.Wishes(ram, vram, chosen, workers, out_shard_size, seed, copy_tokenizer, lenient, values or ())
     plan = o.compile_plan(config, wishes, out)
     if show_routing and not plan.routers:
-        raise ConfigError(f"--show-routing: {config} makes no mixture of experts: leave it out")
+        raise ConfigError(f"--show-routing: {config} is not a mixture of experts: leave it out")
     if dry_run:
         from .plan import show
 

@@ -39,7 +39,7 @@ def status(
 _WORDS = {
     "finished": "finished",
     "running": "running",
-    "starting": "running, not begun to write",
+    "starting": "running, nothing written yet",
     "interrupted": "interrupted: the same `weft run` continues",
-    "publishing": "interrupted while the files were put in place: the same `weft run` ends that",
+    "publishing": "interrupted while the files were put in place: the same `weft run` finishes that",
 }

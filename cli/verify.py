@@ -42,7 +42,7 @@ def verify(
         return
     if not repair:
         if not (quiet or json):
-            say("`weft verify --repair` makes what is damaged again")
+            say("`weft verify --repair` repairs what is damaged")
         raise typer.Exit(2)
     _repair(out, verdict, o.Wishes(ram, vram, device, workers, None, None, None), quiet=quiet or json)
 
@@ -53,7 +53,7 @@ def _print(verdict: Verdict, out: Path) -> None:
     for damage in verdict.damage:
         say(f"damaged  {damage.text()}")
     for name in verdict.edited:
-        say(f"differs  {name}: edited, or damaged: --repair writes it anew once it is deleted")
+        say(f"differs  {name}: edited, or damaged: delete it, and --repair writes it again")
     found = f"damage in {len(verdict.damage)} places" if verdict.damage else "as written"
     say(f"{out}: {verdict.checked} tensors, {format_size(verdict.nbytes)}: {found}")
 

@@ -218,7 +218,7 @@ def _piece(ram: int) -> int:
     least = OVERHEAD + _SCRATCH + _BUFFERS * LEAST_PIECE
     if ram < least:
         mebibytes = -(-least // (1 << 20))
-        raise BudgetError(f"--ram {format_size(ram)} is too little: --ram {mebibytes}MiB would do", mebibytes << 20)
+        raise BudgetError(f"--ram {format_size(ram)} is too little: it needs at least --ram {mebibytes}MiB", mebibytes << 20)
     return min(PIECE, (ram - OVERHEAD - _SCRATCH) // _BUFFERS) // 8 * 8
 
 

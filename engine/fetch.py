@@ -91,7 +91,7 @@ def _check_header(store: Store, file: WeightFile) -> None:
     """A header that was read from afar is that of the file that came later."""
     label = f"{file.model}/{file.name}"
     if not file.identity.endswith(f":{read_header(store, file.name, file.size, label).digest}"):
-        raise InputChanged(f"{label}: its header came otherwise when weft planned with it: give the command again")
+        raise InputChanged(f"{label}: its header is not the one that weft planned with: give the command again")
 
 
 def _download(store: Store, names: Sequence[str], quiet: bool) -> None:

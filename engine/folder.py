@@ -66,7 +66,7 @@ class OutputFolder:
         if status is None or stat.S_ISDIR(status.st_mode):
             return status is not None
         what = "link" if stat.S_ISLNK(status.st_mode) else "file"
-        raise OutputError(f"{self.work} is a {what}, and no folder of weft's: delete it and give the command again")
+        raise OutputError(f"{self.work} is a {what}, not a folder of weft's: delete it and give the command again")
 
     @property
     def recording(self) -> bool:
@@ -95,7 +95,7 @@ class OutputFolder:
         for folder in folders_of([name]):
             path = self.root / folder
             if path.is_symlink() or (path.exists() and not path.is_dir()):
-                raise OutputError(f"{path}: the result has a folder of this name: move what stands there away")
+                raise OutputError(f"{path}: the result has a folder of this name: move what is there away")
         return self.root / name
 
 

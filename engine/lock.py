@@ -144,7 +144,7 @@ def _check_owner(folder: Directory, busy: str) -> None:
         return
     if not _gone(owner):
         who = f"process {owner['pid']} on {owner['host']}" if owner else "not by whom"
-        raise OutputError(f"{busy}, says {folder.path / OWNER} ({who}): if that is not so any more, delete it")
+        raise OutputError(f"{busy}, says {folder.path / OWNER} ({who}): if that is no longer true, delete it")
     # Moved away first: of two that find it, one gets it, and neither removes what the other has made since.
     aside = f"{OWNER}.{os.getpid()}"
     with suppress(FileNotFoundError):

@@ -43,7 +43,7 @@ def plan_again(out: Path, manifest: Manifest, options: Options) -> Plan:
     }
     if changed:
         first = summarise(changed)[0].text(len(plan.recipes))
-        raise CheckpointError(f"{out} cannot be repaired: {first}; `weft run` with the config makes what that changes anew")
+        raise CheckpointError(f"{out} cannot be repaired: {first}; `weft run` with the config computes what that changes")
     return plan
 
 

@@ -148,7 +148,7 @@ def _watched(folder: HeldFolder) -> Iterator[None]:
         kind = Interrupted if isinstance(error, KeyboardInterrupt) else OutputError
         raise kind(
             f"{folder.work} was removed while weft wrote there, and with it what was done: "
-            "give the same command again to begin anew"
+            "give the same command again to start over"
         ) from None
 
 
@@ -250,7 +250,7 @@ def _check_places(plan: Plan, folder: OutputFolder, old: Manifest | None) -> Non
     gone = old.files if old is not None else {}
     for name in (name for name in plan.side_files if "/" in name):
         if not any(parent in gone for parent in folders_of([name])) and folder.place(name).is_dir():
-            raise OutputError(f"{folder.place(name)}: the result has a file of this name: move what stands there away")
+            raise OutputError(f"{folder.place(name)}: the result has a file of this name: move what is there away")
 
 
 class _Made:

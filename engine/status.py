@@ -55,7 +55,7 @@ def _status(out: Path) -> Status:
         if manifest is None and folder.unfinished:
             return Status("interrupted", False, None, None, None, None, None)
         if manifest is None:
-            raise OutputError(f"{out}: weft is not at work there and has finished nothing")
+            raise OutputError(f"{out}: no merge is running there, and there is no finished result")
         count, nbytes = len(manifest.tensors), sum(shard.nbytes for shard in manifest.shards.values())
         return Status("finished", False, count, count, nbytes, nbytes, None)
     progress, records = read_progress(folder.journal), read_records(folder.journal)

@@ -70,7 +70,9 @@ def open_result(out: Path) -> Manifest:
     if manifest is not None:
         return manifest
     if folder.swapping:
-        raise OutputError(f"{out}: its files were being put in place: `weft verify --repair`, or the same `weft run`, ends that")
+        raise OutputError(
+            f"{out}: its files were being put in place: `weft verify --repair`, or the same `weft run`, finishes that"
+        )
     if folder.unfinished:
         raise OutputError(f"{out} is not finished: give its `weft run` command again first")
     if (out / MANIFEST).exists():

@@ -96,7 +96,7 @@ def _kernel(*, amplify: bool) -> Callable[[Arguments], Kernel]:
     return kernel
 
 
-_EPSILON = Parameter("epsilon", "number", "global", "smaller differences are no changes", default=1e-5, low=0.0)
+_EPSILON = Parameter("epsilon", "number", "global", "smaller differences do not count as changes", default=1e-5, low=0.0)
 
 METHODS = (
     Method(

@@ -107,7 +107,7 @@ class _Match:
             trained = self.config.get("base_model_name_or_path")
             of = f": it was trained on {trained}" if trained else ""
             raise CheckpointError(
-                f"{self.label}: no tensor of this adapter matches {self.base.label}, such as '{unknown[0]}' does not{of}"
+                f"{self.label}: no tensor of this adapter matches {self.base.label} ('{unknown[0]}', for example){of}"
             )
         raise CheckpointError(
             f"{self.label}: {len(unknown)} of the adapter's tensors match nothing in {self.base.label}, such as '{unknown[0]}'"
@@ -138,7 +138,7 @@ class _Match:
         if self._tied() is not True and not (output is None and is_output_embedding(f"{module}.weight")):
             return [name]
         self.notes.append(
-            f"{self.label} changes '{module}', which is tied: input and output embedding both change, as peft's merging does it"
+            f"{self.label} changes '{module}', which is tied: input and output embedding both change, as when peft merges it"
         )
         return [self._embedding] if output is None else [self._embedding, output]
 

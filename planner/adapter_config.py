@@ -113,7 +113,7 @@ class Scale:
                 f"{self.label}/{CONFIG}: the pattern '{pattern}' takes too long to match: write it plainer"
             ) from None
         except (regex.error, RecursionError, OverflowError, MemoryError) as error:
-            raise CheckpointError(f"{self.label}/{CONFIG}: '{pattern}' is no regular expression: {error}") from None
+            raise CheckpointError(f"{self.label}/{CONFIG}: '{pattern}' is not a regular expression: {error}") from None
 
 
 def _looks_like(pattern: str, module: str) -> bool:

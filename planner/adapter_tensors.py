@@ -61,7 +61,7 @@ def sort_tensors(label: str, tensors: Iterable[InputTensor]) -> AdapterTensors:
         elif match := _FACTOR.fullmatch(name):
             _add_factor(label, parts, match, tensor, False)
         elif "lora_" in name or "token_adapter" in name:
-            raise CheckpointError(f"{label}: '{tensor.name}' is no part of plain LoRA, which is all that weft applies")
+            raise CheckpointError(f"{label}: '{tensor.name}' is not part of plain LoRA, and weft applies nothing else")
         elif name.endswith(".base_layer.weight"):
             parts.copies[name.removesuffix(".base_layer.weight") + ".weight"] = tensor
         else:
@@ -73,7 +73,7 @@ def sort_tensors(label: str, tensors: Iterable[InputTensor]) -> AdapterTensors:
                 raise CheckpointError(f"{label}: '{pair.factors[other].name}' has no lora_{side} beside it: half of an update")
         for tensor in pair.factors.values():
             if tensor.dtype not in MERGED:
-                raise CheckpointError(f"{label}: '{tensor.name}' has dtype {tensor.dtype}, which is no floating-point type")
+                raise CheckpointError(f"{label}: '{tensor.name}' has dtype {tensor.dtype}, which is not a floating-point type")
         if module.endswith(".base_layer"):
             raise CheckpointError(f"{label}: '{pair.factors['A'].name}': {REFUSED['target_parameters']}; weft cannot apply it")
     if not parts.pairs and not parts.saved:

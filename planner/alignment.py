@@ -43,7 +43,7 @@ class Alignment:
         except AmbiguousNames as error:
             text = (
                 f"{model.reference} and {anchor.reference} have other names for their tensors, and '{error.name}' could be "
-                f"'{error.first}' or '{error.second}': save one of them again by the other's class"
+                f"'{error.first}' or '{error.second}': save one of them again with the other's class"
             )
             raise CheckpointError(str(self._config.error(path, text))) from None
         if not found.examples:

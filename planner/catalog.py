@@ -83,7 +83,7 @@ def open_checkpoint(store: Store, *, quantized: bool = False) -> Checkpoint:
         files.append(file)
         for entry in header.tensors:
             if entry.name in tensors:
-                raise CheckpointError(f"{label}: tensor '{entry.name}' stands in {tensors[entry.name].file.name} too")
+                raise CheckpointError(f"{label}: tensor '{entry.name}' is in {tensors[entry.name].file.name} too")
             tensors[entry.name] = InputTensor(entry.name, entry.dtype, entry.shape, file, entry.offset, entry.nbytes)
     for name, shard in index.items():
         if name not in tensors:
@@ -142,7 +142,7 @@ def _complete(label: str, names: list[str]) -> None:
     if len(names) == 1 and numbered[0] is None:
         return
     if None in numbered:
-        raise CheckpointError(f"{label}: {names[0]} and {names[-1]} stand side by side without an index that says what to use")
+        raise CheckpointError(f"{label}: {names[0]} and {names[-1]} are both there, without an index that says which to use")
     totals = {int(match[2]) for match in numbered if match}
     present = {int(match[1]) for match in numbered if match}
     if len(totals) > 1:
@@ -180,14 +180,16 @@ def _weight_map(store: Store, index: str, sizes: Mapping[str, int]) -> dict[str,
         raise CheckpointError(f"{store.label}/{index}: has no 'weight_map' from tensors to files")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or "/" in shard or "\\" in shard or not shard.endswith((".safetensors", ".bin")):
-            raise CheckpointError(f"{store.label}/{index}: '{name}' is put into {shard!r}, which is no weight file of this model")
+            raise CheckpointError(
+                f"{store.label}/{index}: '{name}' is put into {shard!r}, which is not a weight file of this model"
+            )
     return weight_map
 
 
 def _json_map(store: Store, name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
     label = f"{store.label}/{name}"
     if name not in sizes:
-        raise CheckpointError(f"{label}: not there: {store.label} is no model, or not a complete one")
+        raise CheckpointError(f"{label}: not there: {store.label} is not a model, or not a complete one")
     try:
         value = loads(store.read(name))
     except ValueError as error:

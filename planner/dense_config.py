@@ -19,9 +19,9 @@ def check_sizes(label: str, config: Mapping[str, Any]) -> None:
     for key in _COUNTS:
         value = config.get(key)
         if value is None and key in _NEEDED:
-            raise CheckpointError(f"{label}/config.json: has no '{key}', so it is no dense language model that weft knows")
+            raise CheckpointError(f"{label}/config.json: has no '{key}', so it is not a dense language model that weft knows")
         if value is not None and (type(value) is not int or value < (0 if key == "max_window_layers" else 1)):
-            raise CheckpointError(f"{label}/config.json: '{key}' is {short(value)}, and no size")
+            raise CheckpointError(f"{label}/config.json: '{key}' is {short(value)}, not a size")
 
 
 def head_width(config: Mapping[str, Any]) -> int:

@@ -160,7 +160,7 @@ _LOOK_ALIKES = {
 }  # fmt: skip
 """What input methods and web pages put in the place of YAML's signs."""
 
-_ESCAPE = ": in double quotes a backslash begins an escape: use single quotes, or / in the place of it"
+_ESCAPE = ": in double quotes a backslash begins an escape: use single quotes, or / instead of it"
 
 
 def look_alike(text: str, first: int, last: int) -> str:
@@ -229,7 +229,7 @@ class _Builder:
             plain = self._scalars.construct_object(node, deep=True)
             return _written(plain) if isinstance(plain, str) else plain
         except (yaml.YAMLError, ValueError, LookupError):
-            raise ConfigError(f"{where}: {short(node.value)} is no value of its type") from None
+            raise ConfigError(f"{where}: {short(node.value)} is not a value of its type") from None
 
     def _entries(self, node: yaml.MappingNode, path: Path) -> dict[str, _Entry]:
         """A map's entries, its own over those that it merges. Those of a map that several merge are found once."""
@@ -283,7 +283,7 @@ class _Builder:
         raise ConfigError(f"{_where(self.source, node.start_mark.line + 1, path)}: a key must be plain text")
 
     def _twice(self, key: str, path: Path, line: int, remedy: str) -> None:
-        self.oddities.append(Oddity(line, path, f"key '{key}' stands twice in the same map", remedy))
+        self.oddities.append(Oddity(line, path, f"key '{key}' appears twice in the same map", remedy))
 
     def _bound(self, line: int, path: Path) -> None:
         self._count += 1

@@ -62,7 +62,7 @@ def _split(
         )
     if len(tensor.shape) != 2 or tensor.shape[0] != sum(rows.values()):
         raise CheckpointError(
-            f"{label}: '{name}' has shape {list(tensor.shape)}, and config.json speaks of {sum(rows.values())} rows: "
+            f"{label}: '{name}' has shape {list(tensor.shape)}, and config.json says {sum(rows.values())} rows: "
             "the two are not of one model"
         )
     width = tensor.shape[1] * ITEM_SIZES[tensor.dtype]

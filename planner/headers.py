@@ -52,9 +52,7 @@ class FileHeader:
 def tensor_bytes(dtype: str, shape: tuple[int, ...], where: str) -> int:
     """Bytes of a tensor; refuses dtypes that cannot be merged or copied, by name."""
     if dtype not in ITEM_SIZES:
-        kind = (
-            "quantised codes whose scales stand elsewhere" if dtype.startswith(("F8", "F4", "F6")) else "a type unknown to weft"
-        )
+        kind = "quantised codes whose scales are elsewhere" if dtype.startswith(("F8", "F4", "F6")) else "a type unknown to weft"
         raise CheckpointError(f"{where} has dtype {dtype}, {kind}: use the model's bfloat16 or float16 release")
     return ITEM_SIZES[dtype] * math.prod(shape)
 
@@ -68,19 +66,19 @@ def safetensors_header(read: ReadRange, size: int, label: str, *, any_dtype: boo
     if size > MAX_FILE:
         raise CheckpointError(f"{label}: {size} bytes are more than any file of weights has")
     if size < 8:
-        raise CheckpointError(f"{label}: {size} bytes are no safetensors file (a broken download? fetch it again)")
+        raise CheckpointError(f"{label}: {size} bytes are not a safetensors file (a broken download? fetch it again)")
     length = int.from_bytes(read(0, 8), "little")
     if length > MAX_HEADER:
-        raise CheckpointError(f"{label}: no safetensors file (its header would have {length} bytes)")
+        raise CheckpointError(f"{label}: not a safetensors file (its header would have {length} bytes)")
     if 8 + length > size:
         raise CheckpointError(f"{label}: cut short inside its header: {size} of at least {8 + length} bytes; fetch it again")
     raw = read(8, length)
     try:
         header = loads(raw, values=MAX_VALUES, pairs=lambda pairs: _unique(pairs, label), file=False)
     except ValueError as error:
-        raise CheckpointError(f"{label}: no safetensors file (its header is {error})") from None
+        raise CheckpointError(f"{label}: not a safetensors file (its header is {error})") from None
     if not isinstance(header, dict):
-        raise CheckpointError(f"{label}: no safetensors file (its header is not a map)")
+        raise CheckpointError(f"{label}: not a safetensors file (its header is not a map)")
     start = 8 + length
     tensors = [_entry(name, spec, start, label, any_dtype) for name, spec in header.items() if name != "__metadata__"]
     tensors.sort(key=lambda entry: (entry.offset, entry.nbytes))
@@ -103,7 +101,7 @@ def safetensors_header(read: ReadRange, size: int, label: str, *, any_dtype: boo
 def _unique(pairs: list[tuple[str, Any]], label: str) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise CheckpointError(f"{label}: a name stands twice in its header")
+        raise CheckpointError(f"{label}: a name appears twice in its header")
     return found
 
 
@@ -126,7 +124,7 @@ def check_name(name: str, label: str) -> None:
     """Raise CheckpointError for a name that is no tensor's: it would go on into files, journals and terminals."""
     if not name or len(name) > MAX_NAME or not name.isprintable():
         short = name if len(name) <= 60 else f"{name[:57]}..."
-        raise CheckpointError(f"{label}: '{short}' is no name of a tensor: text of 1 to {MAX_NAME} printable characters is")
+        raise CheckpointError(f"{label}: '{short}' is not a valid tensor name: it must be 1 to {MAX_NAME} printable characters")
 
 
 def _naturals(value: Any) -> list[int] | None:

@@ -77,7 +77,7 @@ class HubRepository:
     def read(self, name: str) -> bytes:
         """A small file, whole; it stays in the cache."""
         if self._size(name) > MAX_SMALL_FILE:
-            raise CheckpointError(f"{self.label}/{name}: too large for what it is ({MAX_SMALL_FILE} bytes at most)")
+            raise CheckpointError(f"{self.label}/{name}: too large for such a file ({MAX_SMALL_FILE} bytes at most)")
         with _progress(quiet=True):
             path = self._fetch(name, self._commit, self._size(name))
         with open_in_state(path, self.state(name), f"{self.label}/{name}") as file:
@@ -136,7 +136,7 @@ class HubRepository:
         unknown = [name for name in weights if name not in self._listing().digests]
         if unknown:
             source = constants.ENDPOINT if self._listing().online else "the local cache"
-            found.append(f"{self.label}: {source} gives no checksum of {unknown[0]}: its bytes are taken as they come")
+            found.append(f"{self.label}: {source} gives no checksum of {unknown[0]}: its bytes are used unchecked")
         return found
 
     def download(self, names: Sequence[str], quiet: bool = False) -> None:

@@ -52,7 +52,7 @@ def _list_online(name: str, revision: str | None, label: str) -> Listing:
         info: Any = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=timeout)
     except (TypeError, KeyError, AttributeError, JSONDecodeError):  # the library reads what should be there
         raise CheckpointError(
-            f"{label}: {constants.ENDPOINT} answered with something else than a list of its files: is HF_ENDPOINT right?"
+            f"{label}: {constants.ENDPOINT} answered with something other than a list of its files: is HF_ENDPOINT right?"
         ) from None
     if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
         raise CheckpointError(f"{label}: {constants.ENDPOINT} does not say which commit it is")
@@ -62,7 +62,7 @@ def _list_online(name: str, revision: str | None, label: str) -> Listing:
     digests: dict[str, str] = {}
     for file in info.siblings:
         if not isinstance(file.rfilename, str):
-            raise CheckpointError(f"{label}: {constants.ENDPOINT} lists a file whose name is no text")
+            raise CheckpointError(f"{label}: {constants.ENDPOINT} lists a file whose name is not text")
         if not inner_path(file.rfilename):
             continue
         if not isinstance(file.size, int) or isinstance(file.size, bool) or not 0 <= file.size <= MAX_FILE:

@@ -113,7 +113,7 @@ class _Unpickler(pickle._Unpickler):
     def load_reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack[-1]
         if function not in (_rebuild_tensor, _rebuild_parameter, _ordered):
-            raise pickle.UnpicklingError("a call of what is no function")
+            raise pickle.UnpicklingError("a call of something that is not a function")
         if not isinstance(arguments, tuple) or len(arguments) > MAX_ARGUMENTS:
             raise pickle.UnpicklingError("a call with strange arguments")
         self.stack[-1] = function(*arguments)
@@ -126,7 +126,7 @@ class _Unpickler(pickle._Unpickler):
         """A state dict carries notes about its modules' versions, which nobody needs; nothing else has a state."""
         self.stack.pop()
         if not isinstance(self.stack[-1], dict):
-            raise pickle.UnpicklingError("a state of what has none")
+            raise pickle.UnpicklingError("a state for something that has none")
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -143,7 +143,7 @@ class _Unpickler(pickle._Unpickler):
 
     def _set(self, items: Any) -> None:
         if not isinstance(self.stack[-1], dict):
-            raise pickle.UnpicklingError("an entry of what is no map")
+            raise pickle.UnpicklingError("an entry of something that is not a map")
         for i in range(0, len(items), 2):
             self.stack[-1][_key(items[i])] = items[i + 1]
 
@@ -157,7 +157,7 @@ class _Unpickler(pickle._Unpickler):
 
     def _list(self) -> list[Any]:
         if not isinstance(self.stack[-1], list):
-            raise pickle.UnpicklingError("an item of what is no list")
+            raise pickle.UnpicklingError("an item of something that is not a list")
         return self.stack[-1]
 
     def find_class(self, module: str, name: str) -> Any:

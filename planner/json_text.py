@@ -28,7 +28,7 @@ def loads(
     where that is because a file is cut short, or git fetched a pointer in its place.
     """
     if data.count(b",") + data.count(b"[") + data.count(b"{") > values:
-        raise ValueError(f"larger than anything that is honest: more than {values:,} values")
+        raise ValueError(f"far larger than such a file should be: more than {values:,} values")
     try:
         value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=pairs)
         if text and _SURROGATE.search(data):

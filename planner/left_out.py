@@ -31,7 +31,7 @@ def left_out(parts: Sequence[Part], names: Collection[str]) -> Iterator[str]:
                     foreign[module] = foreign.get(module, 0) + 1
             if beyond:
                 yield (
-                    f"{beyond} tensors behind the last layer of {model.reference} are left out: "
+                    f"{beyond} tensors after the last layer of {model.reference} are left out: "
                     "the last layer of the result is another"
                 )
             for module, count in foreign.items():

@@ -35,7 +35,7 @@ def _locate(reference: ModelReference, folder: Path, commit: str | None) -> Stor
         beside = [entry.name for entry in around.iterdir() if entry.is_dir()] if around.is_dir() else []
         close = nearest(folder.name, beside) if beside else ""
         hint = close if close.startswith("; did") else ""
-        raise CheckpointError(f"{name}: there is no such folder, and it is no Hub name (org/name){hint}")
+        raise CheckpointError(f"{name}: there is no such folder, and it is not a Hub name (org/name){hint}")
     from .hub import HubRepository
 
     return HubRepository(name, reference.model.revision, commit)

@@ -140,6 +140,6 @@ def divide(budget: Budget, kernels: Sequence[Kernel], sizes: Sequence[Sequence[i
     if division.vram > budget.vram:
         needed = division.vram
         raise BudgetError(
-            f"--vram {format_size(budget.vram)} is too little: {format_size(needed)} would do (or --device cpu)", needed
+            f"--vram {format_size(budget.vram)} is too little: it needs at least {format_size(needed)} (or --device cpu)", needed
         )
     return division

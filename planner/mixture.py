@@ -133,7 +133,7 @@ class _Builder:
         self.tokens, self.seed, self.processor = tokens, seed, processor
         stack = base.layout.main
         if stack is None or not stack.prefix.endswith("layers"):
-            raise self._unfit(("base_model",), f"{base.reference}: its layers are not where those of {family.title} stand")
+            raise self._unfit(("base_model",), f"{base.reference}: its layers are not where those of {family.title} are")
         self.prefix, self.layers = stack.prefix, stack.count
         self.notes: list[str] = []
         try:

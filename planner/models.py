@@ -57,8 +57,8 @@ class Models:
                     checkpoint = stage or open_checkpoint(self._store(reference))
                 if base is None and (method := named_quantization(checkpoint.config)):
                     self.notes.append(
-                        f"{reference}: its config.json speaks of {method} quantisation, but its weights are plain numbers: "
-                        "they are taken as they are, and a config.json made of it says nothing of quantisation"
+                        f"{reference}: its config.json names {method} quantisation, but its weights are plain numbers: "
+                        "they are used as they are, and the result's config.json does not mention quantisation"
                     )
                     checkpoint = replace(checkpoint, config=without_quantization(checkpoint.config))
                 if reference.layout == "llama":
@@ -77,7 +77,7 @@ class Models:
         name = reference.model.path
         if self._stages and "/" not in name and not FilePath(name).exists():
             hint = nearest(name, self._stages)
-            raise CheckpointError(f"{name}: no document has this name, there is no such folder, and it is no Hub name{hint}")
+            raise CheckpointError(f"{name}: no document has this name, there is no such folder, and it is not a Hub name{hint}")
         store = locate(reference, self._commits.get(str(reference)))
         self.stores[store.label] = store
         return store

@@ -85,7 +85,7 @@ def pickle_header(file: BinaryIO, label: str) -> FileHeader:
     entries.sort(key=lambda entry: entry.offset)
     if sum(entry.nbytes for entry in entries) > SHARED * size:
         raise CheckpointError(
-            f"{label}: refused: the same bytes stand for tensor after tensor: {SHARED} times the file's size and more"
+            f"{label}: refused: many tensors share the same bytes: in all more than {SHARED} times the file's size"
         )
     return FileHeader(tuple(entries), hashlib.sha256(raw).hexdigest()[:32])
 

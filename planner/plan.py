@@ -308,7 +308,7 @@ def _schedule(
         mebibytes = -(-needed // (1 << 20))
         raise BudgetError(
             f"--ram {format_size(budget.ram)} is too little for this merge: {error}, "
-            f"beside {format_size(division.fixed)} for {budget.workers} workers; --ram {mebibytes}MiB would do",
+            f"plus {format_size(division.fixed)} for {budget.workers} workers; it needs at least --ram {mebibytes}MiB",
             mebibytes << 20,
         ) from None
 

@@ -59,7 +59,7 @@ class RecipeMaker:
         first = uses[0].tensor
         base = next((use for use in uses if use.source.is_base), uses[0])
         if first.dtype not in MERGED:
-            self._note("are no floating-point numbers and are copied", name)
+            self._note("are not floating-point numbers and are copied", name)
             return self._copy(name, base, base.tensor.dtype)
         chosen = merge.out_dtype or merge.dtype
         dtype = FROM_CONFIG[chosen] if chosen else base.tensor.dtype
@@ -68,7 +68,7 @@ class RecipeMaker:
             self._note(f"under '{absent[0].module}' are kept from {_named([base])}: {_without(absent)}", name)
             return self._copy(name, base, dtype)
         if absent:
-            self._note(f"under '{absent[0].module}' are merged of {_named(uses)} alone: {_without(absent)}", name)
+            self._note(f"under '{absent[0].module}' are merged from {_named(uses)} alone: {_without(absent)}", name)
         if (len(uses) == 1 and len(site.run.sources) > 1) or 0 in first.shape:
             return self._copy(name, uses[0], dtype)
         self._unused.see(site, uses, taken=True)

@@ -104,7 +104,7 @@ def _as_hub_name(text: str) -> str:
         own = os.environ.get("HF_ENDPOINT", "").partition("://")[2].strip("/")
         if match is None or match["host"] not in (*_HOSTS, own):
             raise ValueError(
-                f"'{text}' is no model's address on the Hub: write org/name, or download the model and name its folder"
+                f"'{text}' is not the address of a model on the Hub: write org/name, or download the model and name its folder"
             )
         return f"{match['name']}@{match['revision']}" if match["revision"] not in (None, "main") else match["name"]
     if _DRIVE.match(text) and not _is_folder(text):

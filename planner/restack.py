@@ -97,7 +97,7 @@ def _restack(
     for form, path, value, of_layers in left:  # when the lists that may say it stand
         if _shared(config, stacks, stack, path):
             raise RestackError(
-                f"config.json's '{'.'.join(path)}' speaks of single layers, of '{stack.prefix}' or of another stack that is "
+                f"config.json's '{'.'.join(path)}' describes single layers, of '{stack.prefix}' or of another stack that is "
                 "counted beside it: merge whole models"
             )
         if not _written_otherwise(_part(new, path[:-1]), path[-1], of_layers):
@@ -129,8 +129,8 @@ def _refusal(form: Form, path: KeyPath, value: Any) -> str:
     text = str(value)
     shown = text if len(text) <= 40 else f"{text[:40]}…"
     return (
-        f"config.json's '{'.'.join(path)}' ({shown}) would be wrong of the new layers, and no other value is right: "
-        f"it can speak only of {form.advice}"
+        f"config.json's '{'.'.join(path)}' ({shown}) would be wrong for the new layers, and no other value is right: "
+        f"it can only describe {form.advice}"
     )
 
 

@@ -44,4 +44,4 @@ def read_rope(label: str, config: Mapping[str, Any]) -> Rope:
     try:
         return Rope(float(theta if theta is not None else DEFAULT_THETA), scaling, float(partial if partial is not None else 1.0))
     except (TypeError, ValueError):
-        raise CheckpointError(f"{label}/config.json: rotary settings that are no numbers") from None
+        raise CheckpointError(f"{label}/config.json: rotary settings that are not numbers") from None

@@ -219,6 +219,6 @@ def check_routers(routers: Iterable[Router], budget: Budget, *, everything: bool
                     what = "make the router: the tokenizer and the vectors take"
                 raise BudgetError(
                     f"{option} {format_size(given)} is too little to {what} {format_size(needed)}; "
-                    f"{option} {mebibytes}MiB would do",
+                    f"it needs at least {option} {mebibytes}MiB",
                     mebibytes << 20,
                 )

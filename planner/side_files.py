@@ -84,7 +84,9 @@ def all_side_files(checkpoint: Checkpoint) -> dict[str, int]:
         settings = [checkpoint.config, *(_map(store, name) for name in _SETTINGS if name in sizes)]
         found |= _code(store, sizes, [reference for one in settings for reference in _references(one)])
     if len(found) > MOST_FILES:
-        raise CheckpointError(f"{checkpoint.label}: {len(found)} files would go along with its weights, {MOST_FILES} may at most")
+        raise CheckpointError(
+            f"{checkpoint.label}: {len(found)} files would be copied with its weights, and at most {MOST_FILES} are allowed"
+        )
     return found
 
 
@@ -126,7 +128,7 @@ def _modules(store: Store) -> Iterator[tuple[str, str]]:
         path = module.get("path", "")
         folder = path.removeprefix("./").rstrip("/") if isinstance(path, str) else None
         if folder is None or (folder not in ("", ".") and not (inner_path(f"{folder}/file") and _ours(folder))):
-            raise CheckpointError(f"{label}: a module stands in {path!r}, which is no folder of a model")
+            raise CheckpointError(f"{label}: a module is in {path!r}, which is not a folder of a model")
         yield "" if folder == "." else folder, str(module.get("type"))
 
 

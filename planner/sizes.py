@@ -25,10 +25,10 @@ def parse_size(text: str) -> int:
     """Bytes of "2GiB" (powers of 1024) or "500MB", "5G", "1B" (powers of ten; a lone B is a billion). Raises ConfigError."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ConfigError(f"'{text}' is no size: write a number and a unit, such as 2GiB, 500MB or 5GB")
+        raise ConfigError(f"'{text}' is not a size: write a number and a unit, such as 2GiB, 500MB or 5GB")
     size = int(float(match["number"]) * _UNITS[(match["unit"] or "").upper()])
     if size <= 0:
-        raise ConfigError(f"'{text}' is no size: it must be more than nothing")
+        raise ConfigError(f"'{text}' is not a size: it must be more than 0")
     return size
 
 

@@ -207,7 +207,7 @@ class _Reader:
             if lengths[-1] != lengths[0]:
                 raise self.config.error(
                     (*at, "layer_range"),
-                    f"{lengths[-1]} layers, but the slice's first source has {lengths[0]}: they must be as many",
+                    f"{lengths[-1]} layers, but the slice's first source has {lengths[0]}: all sources need equally many",
                 )
         level = Level(piece.parameters or {}, (*path, "parameters"))
         same = len({source.first for source in sources}) == 1

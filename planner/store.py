@@ -150,7 +150,7 @@ class Folder:
         with self.open(name) as file:
             data = file.read(MAX_SMALL_FILE + 1)
             if len(data) > MAX_SMALL_FILE:
-                raise CheckpointError(f"{self.label}/{name}: too large for what it is ({MAX_SMALL_FILE} bytes at most)")
+                raise CheckpointError(f"{self.label}/{name}: too large for such a file ({MAX_SMALL_FILE} bytes at most)")
             check_state(file, self.state(name), f"{self.label}/{name}")  # nobody wrote to it meanwhile
         return data
 

@@ -158,15 +158,15 @@ class _Walk:
                 return None
             raise self._lost(token, where)
         if optional:
-            self._note(f"{self.name}: {where} no longer has {value}, which is no token of {ids.label}'s tokenizer")
+            self._note(f"{self.name}: {where} no longer has {value}, which is not a token of {ids.label}'s tokenizer")
             return None
         if where.endswith("pad_token_id") and value >= ids.size:
             raise LostToken(
-                f"{ids.label}/{self.name}: {where} is {value}, which is no token of its tokenizer and past the end of the "
+                f"{ids.label}/{self.name}: {where} is {value}, which is not a token of its tokenizer and past the end of the "
                 f"result's {ids.size} rows: write the id of a token there, or null"
             )
         now = f"; it is '{ids.tokens[value]}' in the result" if value in ids.tokens else ""
-        self._note(f"{self.name}: {where} stays {value}, which is no token of {ids.label}'s tokenizer{now}")
+        self._note(f"{self.name}: {where} stays {value}, which is not a token of {ids.label}'s tokenizer{now}")
         return value
 
     def _lost(self, token: str, where: str) -> LostToken:

@@ -154,5 +154,5 @@ def resolve_overrides(
 def _place(model: ModelReference, references: Sequence[ModelReference], path: Path) -> int:
     if model not in references:
         names = [str(reference) for reference in references]
-        raise TokenizerError(path, f"{model} is none of the models that are merged{nearest(str(model), names)}")
+        raise TokenizerError(path, f"{model} is not one of the models that are merged{nearest(str(model), names)}")
     return references.index(model)

@@ -121,10 +121,10 @@ def _vocabulary(where: str, document: Mapping[str, Any]) -> dict[str, int]:
     vocabulary = model.get("vocab")
     if isinstance(vocabulary, list):
         if not all(isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) for item in vocabulary):
-            raise CheckpointError(f"{where}: its vocabulary is no list of pieces with scores")
+            raise CheckpointError(f"{where}: its vocabulary is not a list of pieces with scores")
         vocabulary = {item[0]: number for number, item in enumerate(vocabulary)}
     if not isinstance(vocabulary, dict) or not all(type(number) is int and number >= 0 for number in vocabulary.values()):
-        raise CheckpointError(f"{where}: its vocabulary is no map from tokens to ids")
+        raise CheckpointError(f"{where}: its vocabulary is not a map from tokens to ids")
     return vocabulary
 
 
@@ -146,7 +146,7 @@ def _definitions(
     """Added tokens in the order in which loading the tokenizer adds them."""
     own = document.get("added_tokens") or []
     if not isinstance(own, list) or not all(isinstance(item, dict) for item in own):
-        raise CheckpointError(f"{label}/{TOKENIZER}: 'added_tokens' is no list of maps")
+        raise CheckpointError(f"{label}/{TOKENIZER}: 'added_tokens' is not a list of maps")
     decoder = settings.get("added_tokens_decoder")
     listed: list[tuple[int, dict[str, Any]]] = []
     if isinstance(decoder, dict):

@@ -114,7 +114,7 @@ def run_in_two_budgets(site: Site, config: Mapping[str, Any], root: Path) -> dic
     """The result, which must be the same in the smallest budget, where it is cut into tiles, and in a large one."""
     file, seen = root / "config.yaml", set()
     file.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    needed = re.search(r"--ram (\d+MiB) would do", site.weft("plan", file, "--ram", "1MiB", "-j", "1").line)
+    needed = re.search(r"it needs at least --ram (\d+MiB)", site.weft("plan", file, "--ram", "1MiB", "-j", "1").line)
     assert needed
     about = json.loads(site.weft("plan", file, "--ram", needed[1], "-j", "1", "--json").out)
     assert about["method"] == config["merge_method"] and about["tiled_tensors"] == 1

@@ -428,7 +428,7 @@ def test_an_unknown_name(models: dict[str, str]) -> None:
     text += "- {model: one, parameters: {weight: 1}}\n- {model: onne, parameters: {weight: 1}}\n"
     message = refused(text, models, CheckpointError)
     assert message == (
-        "config, line 10, models[1].model: onne: no document has this name, there is no such folder, and it is no Hub name; "
+        "config, line 10, models[1].model: onne: no document has this name, there is no such folder, and it is not a Hub name; "
         "did you mean 'one'?"
     )
 

@@ -105,10 +105,10 @@ class Code:
 
 CASES: dict[str, tuple[Break, str]] = {
     # folders
-    "no folder": (lambda: shutil.rmtree(B), r"b: there is no such folder, and it is no Hub name \(org/name\)"),
+    "no folder": (lambda: shutil.rmtree(B), r"b: there is no such folder, and it is not a Hub name \(org/name\)"),
     "a file": (steps(lambda: shutil.rmtree(B), B.touch), r"b: a file; a model is the folder that holds config\.json"),
-    "nothing": (steps(lambda: shutil.rmtree(B), B.mkdir), r"b/config\.json: not there: b is no model"),
-    "no config.json": ((B / "config.json").unlink, r"b/config\.json: not there: b is no model, or not a complete one"),
+    "nothing": (steps(lambda: shutil.rmtree(B), B.mkdir), r"b/config\.json: not there: b is not a model"),
+    "no config.json": ((B / "config.json").unlink, r"b/config\.json: not there: b is not a model, or not a complete one"),
     "config.json cut": (
         lambda: (B / "config.json").write_text('{"a'), r"b/config\.json: not valid JSON: it is cut short; fetch it again"
     ),
@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Break, str]] = {
     "shard not there, no index": (sharded(SHARDS[1], INDEX), r"b: missing weights: shard 2 of 2 is not there; fetch it again"),
     "index outside": (
         indexed(lm_head__weight="../a/model.safetensors"),
-        rf"b/{INDEX}: 'lm_head\.weight' is put into '\.\./a/model\.safetensors', which is no weight file of this model",
+        rf"b/{INDEX}: 'lm_head\.weight' is put into '\.\./a/model\.safetensors', which is not a weight file of this model",
     ),
     "index of a whole path": (indexed(lm_head__weight="/etc/x.bin"), rf"b/{INDEX}: 'lm_head\.weight' is put into '/etc/x\.bin'"),
     "index of what is not there": (
@@ -135,17 +135,17 @@ CASES: dict[str, tuple[Break, str]] = {
     "index without a map": (lambda: (B / INDEX).write_text("{}"), rf"b/{INDEX}: has no 'weight_map'"),
     "the same shard twice": (
         steps(lambda: again(shards=2), lambda: shutil.copy(B / SHARDS[0], B / SHARDS[1])),
-        rf"b/{SHARDS[1]}: tensor 'model\.embed_tokens\.weight' stands in {SHARDS[0]} too",
+        rf"b/{SHARDS[1]}: tensor 'model\.embed_tokens\.weight' is in {SHARDS[0]} too",
     ),
     # safetensors files
     "cut short": (cut(-10), r"b/model\.safetensors: cut short: \d+ bytes, its header promises \d+ .*fetch it again"),
     "cut in the header": (cut(100), r"b/model\.safetensors: cut short inside its header: 100 of at least \d+ bytes; fetch it"),
-    "cut to nothing": (cut(0), r"b/model\.safetensors: 0 bytes are no safetensors file .*fetch it again"),
+    "cut to nothing": (cut(0), r"b/model\.safetensors: 0 bytes are not a safetensors file .*fetch it again"),
     "too long": (lambda: WEIGHTS.open("ab").write(b"xx"), r"b/model\.safetensors: 2 bytes more than its header describes"),
     "header longer than the file": (header({}, length=5000), r"b/model\.safetensors: cut short inside its header: 10 of"),
-    "header without end": (header({}, length=1 << 60), r"b/model\.safetensors: no safetensors file"),
-    "header no JSON": (header(b"hello"), r"b/model\.safetensors: no safetensors file \(its header is not valid JSON\)"),
-    "header a list": (header([]), r"b/model\.safetensors: no safetensors file \(its header is not a map\)"),
+    "header without end": (header({}, length=1 << 60), r"b/model\.safetensors: not a safetensors file"),
+    "header no JSON": (header(b"hello"), r"b/model\.safetensors: not a safetensors file \(its header is not valid JSON\)"),
+    "header a list": (header([]), r"b/model\.safetensors: not a safetensors file \(its header is not a map\)"),
     "header empty": (header({}), r"b: there are no tensors in model\.safetensors"),
     "overlap": (
         header({"x": X, "y": entry("BF16", [2, 2], 4, 12)}, bytes(12)),
@@ -159,10 +159,10 @@ CASES: dict[str, tuple[Break, str]] = {
     "offsets backwards": (header({"x": entry("BF16", [2, 2], 8, 0)}, bytes(8)), r"tensor 'x' says -8 bytes"),
     "shape below nothing": (header({"x": entry("BF16", [-2, -2], 0, 8)}, bytes(8)), r"tensor 'x' has no valid dtype, shape"),
     "shape without end": (header({"x": entry("BF16", [1 << 61] * 300, 0, 8)}, bytes(8)), r"tensor 'x' has no valid dtype"),
-    "name twice": (header(b'{"x": %s, "x": %s}' % ((json.dumps(X).encode(),) * 2), bytes(8)), r"a name stands twice"),
+    "name twice": (header(b'{"x": %s, "x": %s}' % ((json.dumps(X).encode(),) * 2), bytes(8)), r"a name appears twice"),
     "name that steers the terminal": (
         header({"\x1b[2J\n": entry("BF16", [1], 0, 8)}, bytes(8)),
-        r"'\\x1b\[2J\\n' is no name of a tensor",
+        r"'\\x1b\[2J\\n' is not a valid tensor name",
     ),
     "unknown dtype": (header({"x": entry("C64", [1], 0, 8)}, bytes(8)), r"tensor 'x' has dtype C64, a type unknown to weft"),
     "a pointer": (

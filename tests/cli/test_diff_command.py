@@ -64,4 +64,4 @@ def test_what_cannot_be_compared() -> None:
     assert "write the adapter into its base" in weft("diff", "a", "a+x").line
     assert "there is no such folder" in weft("diff", "a", "nowhere").line
     outcome = weft("diff", "a", "a", "--ram", "1MiB")
-    assert outcome.code == 3 and re.search(r"--ram \d+MiB would do", outcome.line)
+    assert outcome.code == 3 and re.search(r"it needs at least --ram \d+MiB", outcome.line)

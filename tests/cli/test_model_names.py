@@ -121,7 +121,7 @@ def test_a_result_says_nothing_of_a_quantisation_that_was_undone(tmp_path: Path,
     entries = [{"model": str(tmp_path / name), "parameters": {"weight": 1}} for name in ("left", "plain")]
     plan = weft.plan({"merge_method": method, "models": entries[: 2 if method == "linear" else 1]})
     (note,) = [note for note in plan.notes if "quantisation" in note]
-    assert note.startswith(f"{tmp_path / 'left'}: its config.json speaks of fp8 quantisation, but its weights are plain numbers")
+    assert note.startswith(f"{tmp_path / 'left'}: its config.json names fp8 quantisation, but its weights are plain numbers")
     assert "quantization_config" not in json.dumps(dict(plan.model_config)) and plan.model_config["text_config"] == {"x": 1}
     assert json.loads(command("inspect", str(tmp_path / "left"), "--json").out)["quantization"] is None
 

@@ -91,7 +91,7 @@ def test_the_state_of_the_output_folder() -> None:
     assert weft("run", "merge.yaml", "out", "--quiet").code == 0
     assert described("out")["out"] == "complete"
     assert described("out", "--out-shard-size", "1K")["out"] == "another"
-    assert "the complete result of this very plan: nothing to do" in weft("plan", "merge.yaml", "out").out
+    assert "the complete result of this plan: nothing to do" in weft("plan", "merge.yaml", "out").out
 
 
 def test_the_documented_keys_are_the_real_ones() -> None:
@@ -317,7 +317,7 @@ def test_swapped_arguments_are_named() -> None:
         ("merge_method: linear\n\u3000dtype: float16\nmodels: [{model: a}]\n", "has U+3000, ideographic space: write ' '"),
         ('merge_method: linear\nmodels:\n- model: "C:\\Users\\me"\n', "in double quotes a backslash begins an escape"),
         ("merge_method: linear\nmodels:\n- model: 'C:\\Users\\me'\n", "a Windows path: inside WSL it is /mnt/c/Users/me"),
-        ("merge_method: linear\nmodels:\n- model: https://example.com/a/b\n", "no model's address on the Hub"),
+        ("merge_method: linear\nmodels:\n- model: https://example.com/a/b\n", "not the address of a model on the Hub"),
     ],
 )
 def test_signs_that_only_look_right_are_named(text: str, said: str) -> None:

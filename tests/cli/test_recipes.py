@@ -101,11 +101,11 @@ LENIENT = {
         "line 6, slices[0].sources[1].parameters.t: 't' belongs to the whole merge",
         "it has no effect",
     ),
-    "a key twice": (TIES, "base_model: c\n" + TIES, "line 5: key 'base_model' stands twice in the same map", "last one counts"),
+    "a key twice": (TIES, "base_model: c\n" + TIES, "line 5: key 'base_model' appears twice in the same map", "last one counts"),
     "a parameter twice": (
         TIES,
         change(TIES, ("{", "{weight: 9, ")),
-        "line 3, models[0].parameters: key 'weight' stands",
+        "line 3, models[0].parameters: key 'weight' appears",
         "counts",
     ),
     "a truth value for a weight": (
@@ -190,10 +190,10 @@ parameters: {normalize: 2}
 
 def test_a_recipe_of_all_oddities_runs_with_one_flag() -> None:
     Path("all.yaml").write_text(ALL)
-    assert weft("run", "all.yaml", "out").line.startswith("all.yaml, line 5, models[1].parameters: key 'weight' stands twice")
+    assert weft("run", "all.yaml", "out").line.startswith("all.yaml, line 5, models[1].parameters: key 'weight' appears twice")
     done = weft("run", "all.yaml", "out", "--lenient")
     assert done.code == 0, done.err
-    for part in ("architecture", "models[0].name", "'lambda'", "'embed_slerp'", "stands twice", "counts as 1", "counts as true"):
+    for part in ("architecture", "models[0].name", "'lambda'", "'embed_slerp'", "appears twice", "counts as 1", "counts as true"):
         assert part in done.out.replace("\n", " "), part
     assert weft("verify", "out").code == 0
     assert len(json.loads(weft("plan", "all.yaml", "--lenient", "--json").out)["notes"]) >= 7

@@ -25,7 +25,8 @@ def test_a_budget_too_small_names_one_that_would_do(workers: str) -> None:
     outcome = weft("run", "merge.yaml", "out", "--ram", "1MiB", "--workers", workers)
     assert outcome.code == 3
     match = re.fullmatch(
-        r"--ram 1\.00 MiB is too little for this merge: .+, beside .+ for \d+ workers; --ram (\d+)MiB would do", outcome.line
+        r"--ram 1\.00 MiB is too little for this merge: .+, plus .+ for \d+ workers; it needs at least --ram (\d+)MiB",
+        outcome.line,
     )
     assert match, outcome.line
     assert not Path("out").exists()
@@ -41,7 +42,7 @@ def test_a_tensor_larger_than_the_budget() -> None:
     Path("merge.yaml").write_text(SLERP.replace("model: ", "model: big_"))
     outcome = weft("run", "merge.yaml", "out", "--quiet", "--ram", "64MiB", "--workers", "4")
     if outcome.code != 0:
-        match = re.search(r"--ram (\d+)MiB would do", outcome.line)
+        match = re.search(r"it needs at least --ram (\d+)MiB", outcome.line)
         assert outcome.code == 3 and match, outcome
         assert not Path("out").exists()
         assert weft("run", "merge.yaml", "out", "--quiet", "--ram", f"{match[1]}MiB", "--workers", "4").code == 0
@@ -76,12 +77,12 @@ def test_devices_that_are_everywhere(device: str) -> None:
 @pytest.mark.parametrize("size", ["lots", "-1", "1e9", "nan", "1 PB", "1GiBB", "GiB", "1,5GB"])
 def test_no_such_size(option: str, size: str) -> None:
     line = weft("run", "merge.yaml", "out", option, size).line
-    assert line == f"'{size}' is no size: write a number and a unit, such as 2GiB, 500MB or 5GB"
+    assert line == f"'{size}' is not a size: write a number and a unit, such as 2GiB, 500MB or 5GB"
     assert not Path("out").exists()
 
 
 def test_nothing_is_no_size() -> None:
-    assert weft("run", "merge.yaml", "out", "--ram", "0").line == "'0' is no size: it must be more than nothing"
+    assert weft("run", "merge.yaml", "out", "--ram", "0").line == "'0' is not a size: it must be more than 0"
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_what_cannot_be_verified(tmp_path: Path) -> None:
     assert "damaged or of another version" in weft("verify", tmp_path / "empty").line
     (tmp_path / "begun" / ".weft").mkdir(parents=True)
     assert "is not finished" in weft("verify", tmp_path / "begun").line
-    assert "weft is not at work there" in weft("status", tmp_path / "empty" / "nowhere").line
+    assert "no merge is running there" in weft("status", tmp_path / "empty" / "nowhere").line
 
 
 def test_a_hostile_manifest_leads_nowhere(out: Path) -> None:

@@ -177,7 +177,7 @@ def test_the_budget_decides_how_much_is_handled_at_once() -> None:
         assert division.vram <= vram
         seen.append(division.blocks)
     assert seen[0] > seen[1] > seen[2] >= 1
-    with pytest.raises(BudgetError, match="would do"):
+    with pytest.raises(BudgetError, match="it needs at least"):
         divide(Budget(1 << 30, 1 << 20, 2, "cuda:0"), [made], [[2, 2, 2]])
 
 

@@ -104,6 +104,6 @@ def test_what_only_one_has_and_what_disagrees(tmp_path: Path) -> None:
 
 def test_a_budget_that_is_too_small(tmp_path: Path) -> None:
     write_model(tmp_path / "a", llama_tensors(), llama_config())
-    with pytest.raises(BudgetError, match=r"--ram 1\.00 MiB is too little: --ram \d+MiB would do") as caught:
+    with pytest.raises(BudgetError, match=r"--ram 1\.00 MiB is too little: it needs at least --ram \d+MiB") as caught:
         difference_of(tmp_path / "a", tmp_path / "a", MIB)
     assert difference_of(tmp_path / "a", tmp_path / "a", caught.value.needed).identical

@@ -99,7 +99,7 @@ def test_too_small_a_budget_says_what_would_do(tmp_path: Path, big_models: tuple
     with pytest.raises(BudgetError) as caught:
         plan(config, ram=16 * MIB)
     needed = caught.value.needed
-    assert f"--ram {needed // MIB}MiB would do" in str(caught.value) and caught.value.exit_code == 3
+    assert f"it needs at least --ram {needed // MIB}MiB" in str(caught.value) and caught.value.exit_code == 3
     with pytest.raises(BudgetError):
         plan(config, ram=needed - 2 * MIB)
     assert plan(config, ram=needed).predicted_ram <= needed

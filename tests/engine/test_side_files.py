@@ -91,7 +91,7 @@ def test_a_place_that_is_taken_is_known_before_the_work(models: tuple[Path, Path
         (out / "1_Pooling").touch()
     else:
         (out / "1_Pooling/config.json").mkdir(parents=True)
-    with pytest.raises(OutputError, match=r"1_Pooling.*move what stands there away"):
+    with pytest.raises(OutputError, match=r"1_Pooling.*move what is there away"):
         merge(linear(*models), out)
     assert not list(elsewhere.iterdir()) and not list(out.glob("model*"))
 

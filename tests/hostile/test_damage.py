@@ -285,7 +285,7 @@ def test_a_work_folder_that_is_removed_while_a_run_goes_on(root: Path, error: ty
             if error is not None:
                 raise error
 
-    with pytest.raises(Interrupted if error else OutputError, match=r"was removed while weft wrote there.* begin anew"):
+    with pytest.raises(Interrupted if error else OutputError, match=r"was removed while weft wrote there.* start over"):
         run(plan(config, shard_size=SHARD), out, remove)
     merge(config, out, shard_size=SHARD)
     assert hashes(out) == hashes(root / "whole")

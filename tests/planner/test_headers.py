@@ -137,7 +137,7 @@ def test_the_order_of_entries_means_nothing(specs: list[tuple[str, list[int]]], 
 
 @pytest.mark.parametrize("cut", range(0, len(VALID), 7))
 def test_no_cut_goes_unseen(cut: int) -> None:
-    with pytest.raises(CheckpointError, match=r"^m/model\.safetensors: (cut short|\d bytes are no safetensors file)"):
+    with pytest.raises(CheckpointError, match=r"^m/model\.safetensors: (cut short|\d bytes are not a safetensors file)"):
         header(VALID[:cut])
 
 
@@ -165,7 +165,7 @@ def test_types_that_are_refused_by_name(dtype: str) -> None:
 
 
 def test_a_large_header_is_not_read() -> None:
-    with pytest.raises(CheckpointError, match="no safetensors file"):
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
         header(json.dumps({}).encode().rjust(8, b"\xff"), size=1 << 41)
     with pytest.raises(CheckpointError, match="more than any file of weights has"):
         header(VALID, size=1 << 62)

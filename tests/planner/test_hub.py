@@ -250,7 +250,7 @@ def test_a_large_file_is_not_small(tmp_path: Path, use: Use, monkeypatch: pytest
     shard = "model-00001-of-00002.safetensors"
     with HubServer({NAME: model(tmp_path / "m")}) as hub:
         use(hub.url)
-        with pytest.raises(CheckpointError, match="too large for what it is"):
+        with pytest.raises(CheckpointError, match="too large for such a file"):
             HubRepository(NAME, None, None).read(shard)
         assert hub.sent(shard) == 0
 

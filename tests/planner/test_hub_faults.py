@@ -236,7 +236,7 @@ def test_a_header_that_was_changed_on_the_way(hub: HubServer, tmp_path: Path) ->
     made = plan({"merge_method": "passthrough", "models": [{"model": OTHER}]})
     assert "model.norm.weighu" in {recipe.name for recipe in made.recipes}
     hub.flipped = {}
-    with pytest.raises(InputChanged, match=r"org/other/model\.safetensors: its header came otherwise"):
+    with pytest.raises(InputChanged, match=r"org/other/model\.safetensors: its header is not the one that weft planned with"):
         fetch(made, quiet=True)
 
 
@@ -259,7 +259,7 @@ def test_a_mirror_that_gives_no_checksums(tmp_path: Path, use: Use) -> None:
     with HubServer({BASE: folder}, digests=False) as hub:
         use(hub.url)
         made = plan({"merge_method": "passthrough", "models": [{"model": BASE}]})
-        assert f"{BASE}: {hub.url} gives no checksum of {WEIGHTS}: its bytes are taken as they come" in made.notes
+        assert f"{BASE}: {hub.url} gives no checksum of {WEIGHTS}: its bytes are used unchecked" in made.notes
         fetch(made, quiet=True)
 
 

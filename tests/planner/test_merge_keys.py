@@ -145,7 +145,7 @@ def test_a_key_that_stands_twice_is_kept_as_its_last(text: str, value: Any) -> N
     (document,) = parse(text, "merge.yaml")
     assert document.value == value == yaml.safe_load(text)
     (oddity,) = document.oddities
-    assert oddity.line == 3 and "stands twice in the same map" in oddity.problem
-    with pytest.raises(ConfigError, match=r"line 3.*stands twice.*; with --lenient .*the last one counts$"):
+    assert oddity.line == 3 and "appears twice in the same map" in oddity.problem
+    with pytest.raises(ConfigError, match=r"line 3.*appears twice.*; with --lenient .*the last one counts$"):
         document.note(oddity, lenient=False)
     assert document.note(oddity, lenient=True).endswith("the last one counts")

@@ -256,7 +256,7 @@ def test_a_model_that_is_none(tmp_path: Path, llamas: list[str]) -> None:
 def test_settings_that_are_no_sizes(key: str, value: object, llamas: list[str], tmp_path: Path) -> None:
     path = tmp_path / "one" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    with pytest.raises(CheckpointError, match=rf"experts\[0\].source_model: .*'{key}' is .*, and no size"):
+    with pytest.raises(CheckpointError, match=rf"experts\[0\].source_model: .*'{key}' is .*, not a size"):
         planned(config_of(llamas[0], llamas[1:]))
 
 

@@ -154,7 +154,7 @@ def test_layers_behind_the_last_are_left_out_where_that_is_another(here: Path) -
     found = plan(STACKED)
     assert names(found) == set(llama_tensors(layers=3))
     assert (found.model_config["num_hidden_layers"], found.model_config["num_nextn_predict_layers"]) == (3, 0)
-    assert any("4 tensors behind the last layer of release are left out" in note for note in found.notes)
+    assert any("4 tensors after the last layer of release are left out" in note for note in found.notes)
 
 
 def test_layers_behind_the_last_stay_where_slices_keep_the_depth(here: Path) -> None:
@@ -371,7 +371,7 @@ def test_task_vectors_of_a_tower_are_those_of_the_models_that_have_one(towers: P
     """To such a sum a model without the part gives nothing; a mean would be another, and the part is kept."""
     found = merge("t", "w", method="task_arithmetic", base="v")
     assert sources(found, "model.visual.norm.weight") == ["w", "v"] and not found.kept
-    assert any("are merged of w, v alone: t has none of them" in note for note in found.notes)
+    assert any("are merged from w, v alone: t has none of them" in note for note in found.notes)
     assert sources(merge("t", "w", "v"), "model.norm.weight") == ["t", "w", "v"]
     assert sources(merge("v", "w", "t"), "model.visual.norm.weight") == ["v"]
 

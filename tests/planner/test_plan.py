@@ -117,7 +117,7 @@ def test_integers_are_copied_from_the_base() -> None:
     made = plan(SLERP.replace("model: a", "model: c").replace("model: b", "model: d") + "dtype: float16\n")
     recipe = next(recipe for recipe in made.recipes if recipe.name == "model.position_ids")
     assert (recipe.method, recipe.dtype, next(recipe.leaves()).file.model) == (None, "I64", "c")
-    assert any("are no floating-point numbers and are copied" in note for note in made.notes)
+    assert any("are not floating-point numbers and are copied" in note for note in made.notes)
 
 
 def test_errors_come_before_files_are_opened() -> None:

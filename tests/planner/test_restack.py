@@ -143,7 +143,7 @@ def test_a_key_that_does_not_say_of_which_stack_it_speaks() -> None:
         return restack(config, (decoder, encoder), {decoder.prefix: sources})[0]
 
     assert cut(1, 0, 2, 3)["decoder_layer_types"] == list("bacd")
-    with pytest.raises(RestackError, match=r"'attention_window' speaks .* of 'decoder\.layers' or of another"):
+    with pytest.raises(RestackError, match=r"'attention_window' describes single layers, of 'decoder\.layers' or of another"):
         cut(0, 1)
 
 

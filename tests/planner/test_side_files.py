@@ -63,7 +63,7 @@ ODD = ["a\x1b[2J", "a" * 300, "\u202eabc"]
 
 @pytest.mark.parametrize("path", [*OUTSIDE, *HIDDEN, *TAKEN, *ODD])
 def test_folders_that_are_none_of_a_models(path: object) -> None:
-    with pytest.raises(CheckpointError, match=r"org/m/modules.json: a module stands in .*, which is no folder of a model"):
+    with pytest.raises(CheckpointError, match=r"org/m/modules.json: a module is in .*, which is not a folder of a model"):
         along(modules("", path))
 
 

@@ -40,7 +40,7 @@ def test_sizes(text: str, nbytes: int) -> None:
     "text", ["", "GiB", "-1GB", "1.GB", ".5GB", "1e9", "1XB", "1 G B", "1GiBi", "one", "0", "0GB", "0.1", "nan", "inf", "1,5GB"]
 )
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ConfigError, match=f"'{text}' is no size"):
+    with pytest.raises(ConfigError, match=f"'{text}' is not a size"):
         parse_size(text)
 
 

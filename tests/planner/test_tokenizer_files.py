@@ -270,8 +270,8 @@ def test_holes_between_ids_are_closed() -> None:
     assert new == (
         config | {"vocab_size": 3, "eos_token_id": 2, "bos_token_id": 1},
         (
-            "config.json: sep_token_id stays 5, which is no token of m's tokenizer",
-            "config.json: cls_token_id stays 1, which is no token of m's tokenizer; it is 'x' in the result",
+            "config.json: sep_token_id stays 5, which is not a token of m's tokenizer",
+            "config.json: cls_token_id stays 1, which is not a token of m's tokenizer; it is 'x' in the result",
         ),
     )
     with pytest.raises(LostToken, match=r"^m/config.json: pad_token_id is 5, .* past the end of the result's 3 rows"):

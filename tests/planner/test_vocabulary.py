@@ -273,10 +273,10 @@ def test_ids_are_those_that_the_library_gives() -> None:
         ({"tokenizer.json": []}, "m/tokenizer.json: not a map"),
         ({"tokenizer.json": {}}, "has no 'model'"),
         ({"tokenizer.json": {"model": {"type": "Tekken", "vocab": {}}}}, "a tokenizer of type 'Tekken' cannot be merged"),
-        ({"tokenizer.json": {"model": {"type": "BPE", "vocab": {"a": -1}}}}, "no map from tokens to ids"),
-        ({"tokenizer.json": {"model": {"type": "BPE", "vocab": {"a": True}}}}, "no map from tokens to ids"),
-        ({"tokenizer.json": {"model": {"type": "Unigram", "vocab": ["a"]}}}, "no list of pieces"),
-        ({"tokenizer.json": word_tokenizer({}) | {"added_tokens": [1]}}, "'added_tokens' is no list of maps"),
+        ({"tokenizer.json": {"model": {"type": "BPE", "vocab": {"a": -1}}}}, "not a map from tokens to ids"),
+        ({"tokenizer.json": {"model": {"type": "BPE", "vocab": {"a": True}}}}, "not a map from tokens to ids"),
+        ({"tokenizer.json": {"model": {"type": "Unigram", "vocab": ["a"]}}}, "not a list of pieces"),
+        ({"tokenizer.json": word_tokenizer({}) | {"added_tokens": [1]}}, "'added_tokens' is not a list of maps"),
     ],
 )
 def test_tokenizers_that_cannot_be_read(files: dict[str, Any], message: str) -> None:
@@ -321,7 +321,7 @@ def test_the_config_is_read() -> None:
 def test_models_that_take_no_part_are_errors() -> None:
     config = TokenizerConfig.model_validate({"tokens": {"<1>": {"source": "org/c"}}})
     with pytest.raises(
-        TokenizerError, match=r"^org/c is none of the models that are merged; did you mean 'org/b@v2'\?$"
+        TokenizerError, match=r"^org/c is not one of the models that are merged; did you mean 'org/b@v2'\?$"
     ) as error:
         resolve_overrides(config.tokens, [A, B])
     assert error.value.path == ("tokenizer", "tokens", "<1>", "source")
