@@ -79,7 +79,9 @@ def commands(page: Path) -> Iterator[list[str]]:
     text = page.read_text()
     lines = [line for block in blocks(page, "[a-z]*") for line in block.splitlines()]
     for line in [*lines, *re.findall(r"`(weft [^`]+)`", text.replace("\n", " "))]:
-        words = shlex.split(line, comments=True) if line.lstrip().startswith("weft ") else []
+        words = (
+            shlex.split(line, comments=True) if re.match(r"\s*weft (?![\d.])", line) else []
+        )  # not what `weft --version` prints
         if words:
             yield words[1 : words.index(">") if ">" in words else None]
 

@@ -24,7 +24,10 @@ from vocabularies import word_tokenizer
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-ELSEWHERE = {"CONTRIBUTING.md": "tests/test_plugins.py does what it says"}
+ELSEWHERE = {
+    "CONTRIBUTING.md": "tests/test_plugins.py does what it says",
+    "docs/session.md": "tests/test_session.py does all of it",
+}
 OTHER_CONFIG = (ROOT / "configs" / "slerp-mistral.yaml").read_text()
 HUB_NAME = re.compile(r"[A-Za-z][\w.-]*/[\w.-]+")
 
