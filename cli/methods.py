@@ -9,7 +9,7 @@ from . import options as o
 from .terminal import literal
 
 if TYPE_CHECKING:
-    from ..ops.declare import Method
+    from ..ops.method import Method
 
 
 def methods(json: o.Json = False) -> None:
@@ -40,7 +40,7 @@ def describe_method(method: Method) -> dict[str, Any]:
 def _show() -> None:
     from rich.table import Table
 
-    from ..ops.declare import BaseRole, Parameter
+    from ..ops.method import BaseRole, Parameter
     from ..ops.registry import methods as declared
     from .terminal import console as terminal
 

@@ -1,4 +1,4 @@
-"""The arithmetic of one task: blocks of the loaded inputs through a kernel, into the output buffer. No I/O, no threads."""
+"""The arithmetic of one task: elements of the loaded inputs through a kernel, into the output buffer. No I/O, no threads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..ops.declare import Kernel, Sampling, Statistic
+from ..ops.backends.host import Bound, LoopFor, Output, bind, run_map, run_pass
+from ..ops.backends.host import Tile as HostTile
+from ..ops.method import Kernel, Pass, Step
 from ..planner.dtypes import ITEM_SIZES
 from .journal import Facts
 from .scan import Scanner
@@ -16,7 +18,7 @@ from .scan import Scanner
 if TYPE_CHECKING:
     import torch
 
-    from .workspace import Workspace
+    from .device_workspace import DeviceWorkspace
 
 
 def arithmetic() -> AbstractContextManager[object]:
@@ -27,8 +29,10 @@ def arithmetic() -> AbstractContextManager[object]:
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
-    """The loaded inputs of one task, flat, beginning at element `start` of the tensor; `cast` as in `Workspace.feed`."""
+class DeviceTile:
+    """The loaded inputs of one task, flat, beginning at element `start` of the tensor, to be computed on a device; those of other
+    types than `cast` are rounded to it first.
+    """
 
     views: list[torch.Tensor]
     start: int
@@ -36,9 +40,9 @@ class Tile:
 
 
 class Fold:
-    """Merges the partial statistics of a tensor's runs in their order, whatever order they arrive in."""
+    """Merges the partial results of a tensor's parts in their order, whatever order they arrive in."""
 
-    def __init__(self, statistic: Statistic) -> None:
+    def __init__(self, statistic: Pass) -> None:
         self._statistic = statistic
         self._waiting: dict[int, tuple[int, Any]] = {}
         self._next = 0
@@ -58,7 +62,7 @@ class Fold:
         return merged
 
     def finish(self, earlier: Sequence[Any]) -> Any:
-        """The statistic, once all runs are in."""
+        """The statistic, once all parts are in."""
         return self._statistic.finish(self._total, earlier)
 
 
@@ -67,42 +71,86 @@ def blocks(low: int, high: int, step: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + step, high)) for begin in range(low, high, step)] or [(low, high)]
 
 
+def bound_pass(kernel: Kernel, statistic: Pass, inputs: int, found: Sequence[Any]) -> Bound | None:
+    """The program of a pass with its numbers; None of a direct one."""
+    step = getattr(statistic, "step", None)
+    return bind(step, kernel, inputs, found) if isinstance(step, Step) else None
+
+
+def bound_map(kernel: Kernel, inputs: int, found: Sequence[Any]) -> Bound | None:
+    """The program of the map with its numbers; None of a direct one."""
+    return bind(kernel.map, kernel, inputs, found) if isinstance(kernel.map, Step) else None
+
+
 def gather(
     kernel: Kernel,
-    statistic: Statistic,
-    tile: Tile,
+    statistic: Pass,
+    bound: Bound | None,
+    tile: HostTile,
     low: int,
     high: int,
-    space: Workspace,
-    earlier: Sequence[Any],
+    found: Sequence[Any],
+    loops: LoopFor,
 ) -> Any:
-    """The partial statistic of elements `low` to `high` of a tile; None of nothing."""
+    """The partial result of a pass for elements `low` to `high` of a tile; None of nothing."""
+    return run_pass(kernel, statistic, bound, tile, low, high, found, loops)
+
+
+def transform(
+    kernel: Kernel,
+    bound: Bound | None,
+    tile: HostTile,
+    out: Output,
+    low: int,
+    high: int,
+    found: Sequence[Any],
+    loops: LoopFor,
+) -> Facts:
+    """Compute elements `low` to `high` of a tile into `out`; what there is to note of them."""
+    noted = run_map(kernel, bound, tile, low, high, out, found, loops)
+    return Facts(high - low if out.base is not None else 0, noted.changed, noted.nan, noted.inf)
+
+
+def gather_on_device(
+    kernel: Kernel,
+    statistic: Pass,
+    bound: Bound | None,
+    tile: DeviceTile,
+    low: int,
+    high: int,
+    space: DeviceWorkspace,
+    found: Sequence[Any],
+) -> Any:
+    """As `gather`, block by block on a device."""
+    from ..ops.backends.device import pass_block
+
     if low == high:
         return None
-    stride = statistic.stride if isinstance(statistic, Sampling) else 1
-    ranges = blocks(low, high, kernel.block * space.blocks * stride)
-    sampled = [(begin + -(tile.start + begin) % stride, end) for begin, end in ranges]
+    ranges = blocks(low, high, kernel.block * space.blocks)
     total: Any = None
-    for number, rows in enumerate(space.feed(kernel, tile.views, sampled, tile.cast, stride)):
-        partial = statistic.block(rows, tile.start + ranges[number][0], space, earlier)
+    for number, rows in enumerate(space.feed(kernel, tile.views, ranges, tile.cast)):
+        partial = pass_block(kernel, statistic, bound, rows, tile.start + ranges[number][0], found)
         total = partial if number == 0 else statistic.merge(total, partial)
     space.finish()
     return total
 
 
-def transform(
+def transform_on_device(
     kernel: Kernel,
-    tile: Tile,
+    bound: Bound | None,
+    tile: DeviceTile,
     out: torch.Tensor,
     low: int,
     high: int,
-    space: Workspace,
-    statistics: Sequence[Any],
+    space: DeviceWorkspace,
+    found: Sequence[Any],
 ) -> None:
-    """Compute elements `low` to `high` of a tile into `out`."""
+    """As `transform`; what there is to note is looked at afterwards."""
+    from ..ops.backends.device import map_block
+
     ranges = blocks(low, high, kernel.block * space.blocks) if low < high else []
     for (begin, end), rows in zip(ranges, space.feed(kernel, tile.views, ranges, tile.cast), strict=True):
-        space.store(kernel.map(rows, tile.start + begin, space, statistics), out[begin:end])
+        space.store(map_block(kernel, bound, rows, tile.start + begin, found), out[begin:end])
     space.finish()
 
 

@@ -13,7 +13,7 @@ from itertools import islice
 
 import torch
 
-from ..ops.declare import Kernel
+from ..ops.method import Kernel
 from ..planner.memory import SLOTS, aligned
 from .streams import Event, Streams
 from .workspace import Ranges, Rows
@@ -33,7 +33,11 @@ class DeviceWorkspace(Rows):
     def feed(
         self, kernel: Kernel, views: list[torch.Tensor], ranges: Ranges, cast: torch.dtype | None, stride: int = 1
     ) -> Iterator[list[torch.Tensor]]:
-        """See `Workspace`; the next block is on its way while this one is computed with."""
+        """For each range, the elements of each input as float32 rows, rounded to `cast` first if that is given.
+
+        Inputs that the kernel wants whole are given as they are. Rows are valid until the next are asked for, and may be
+        overwritten; the next block is on its way while this one is computed with.
+        """
         self.arrange(len(views), kernel)
         whole = {i: views[i].to(self.device) for i in kernel.whole}
         coming: deque[tuple[int, Event, list[torch.Tensor]]] = deque()
@@ -60,7 +64,7 @@ class DeviceWorkspace(Rows):
             yield rows
 
     def store(self, result: torch.Tensor, out: torch.Tensor) -> None:
-        """See `Workspace`."""
+        """Round a row into a run of the output buffer, once; it is there after `finish`."""
         slot, self._kept = self._kept % SLOTS, self._kept + 1
         nbytes = out.numel() * out.element_size()
         there = self._slots[slot, self._slots.shape[1] - aligned(nbytes) :][:nbytes].view(out.dtype)
@@ -68,15 +72,15 @@ class DeviceWorkspace(Rows):
         self._stored[slot] = self._streams.copy_out(partial(out.copy_, there, non_blocking=True), [computed])
 
     def finish(self) -> None:
-        """See `Workspace`."""
+        """Return when everything that was begun is done."""
         computed = self._streams.compute(lambda: None, [])
         self._streams.wait([computed, *(event for event in self._stored if event is not None)])
 
     def close(self) -> None:
-        """See `Workspace`; copies from or to the memory beside the device may be under way after an error."""
+        """Give the memory back; copies from or to the memory beside the device may be under way after an error."""
         self._streams.rest()
         empty = self._slots.new_empty(0)
-        self._memory = self._rows = self._doubles = self._slots = empty
+        self._memory = self._rows = self._slots = empty
         self._kernel = None
         self._widened, self._stored = [None] * SLOTS, [None] * SLOTS
 

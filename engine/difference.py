@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BudgetError, ConfigError
-from ..ops.declare import BLOCK
+from ..ops.method import BLOCK
 from ..planner.catalog import Checkpoint, InputTensor, open_checkpoint
 from ..planner.dtypes import ITEM_SIZES
 from ..planner.graph import Load, Segment

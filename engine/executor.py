@@ -21,7 +21,8 @@ import networkx as nx
 import xxhash
 
 from ..errors import CheckpointError
-from ..ops.declare import Fallback, MethodError
+from ..ops.backends.host import no_loops
+from ..ops.method import Fallback, MethodError
 from ..planner.graph import Compute, Load, Save
 from ..planner.memory import active_steps, unmerged_parts
 from ..planner.plan import Plan
@@ -31,6 +32,7 @@ from .compute import Fold
 from .device import release_device_memory, settle
 from .events import BytesRead, MemoryHeld, Observer, TaskEnded, TaskStarted, TensorDurable, TensorWritten
 from .journal import Facts, Record
+from .loops import Loops
 from .parts import Cutter, Part, benches
 from .pool import Pool
 from .proof import proofs
@@ -146,7 +148,8 @@ class Executor:
         with ExitStack() as taken:
             self.pool = taken.enter_context(closing(Pool(schedule.arena, pinned=not plan.options.budget.on_host)))
             taken.callback(release_device_memory, plan.options.budget.device)
-            self.cutter = Cutter(plan, graph, schedule, self.pool)
+            loops = taken.enter_context(closing(Loops())) if plan.division.compiled else no_loops
+            self.cutter = Cutter(plan, graph, schedule, self.pool, loops)
             self.benches = [taken.enter_context(closing(bench)) for bench in benches(plan)]
             self.reader = taken.enter_context(closing(Reader(inputs)))
             for file in plan.files():

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ops.backends.formats import RAW
+from ..planner.dtypes import ITEM_SIZES
 from .device import pin, unpin
 from .system import anonymous_memory, release_memory
 
@@ -48,6 +53,11 @@ class Pool:
         """A buffer as a flat tensor of `count` elements of a safetensors dtype."""
         kind = torch_dtype(dtype)
         return self._bytes[offset : offset + count * kind.itemsize].view(kind)
+
+    def array(self, offset: int, dtype: str, count: int) -> NDArray[Any]:
+        """A buffer as a flat array of `count` elements' raw bits."""
+        kind = np.dtype(RAW[ITEM_SIZES[dtype]])
+        return np.frombuffer(self._memory, kind, count, offset) if count else np.empty(0, kind)
 
     def close(self) -> None:
         """Give the memory back; nothing uses it any more. May be called again."""

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..errors import CheckpointError
-from ..ops.noise import standard_normal, unit_uniform
+from ..ops.backends.host import draw
+from ..ops.lib.noise import normal_numbers, uniform_numbers
 from ..planner.memory import Budget
 from ..planner.mixture_config import RANDOM_MODES
 from ..planner.prompt_tokens import tokenizer_of
@@ -99,12 +100,11 @@ def _token_ids(router: Router) -> dict[str, list[int]]:
 
 def _random(router: Router, layer: int, rows: Tensor) -> None:
     stream = f"{router.seed}\0{router.names[layer]}"
-    flat, spare, more = rows.view(-1), *(torch.empty(rows.numel()) for _ in range(2))
     if router.mode == "random":
-        standard_normal(stream, 0, flat, spare, more)
+        rows.view(-1).copy_(torch.from_numpy(draw(normal_numbers, stream, rows.numel())))
     else:
         bound = router.hidden**-0.5
-        unit_uniform(stream, 0, 0, flat, spare).mul_(2 * bound).sub_(bound)
+        rows.view(-1).copy_(torch.from_numpy(draw(uniform_numbers, stream, rows.numel()))).mul_(2 * bound).sub_(bound)
 
 
 def _of_embeddings(router: Router, inputs: Inputs, ids: Mapping[str, Sequence[int]]) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 import xxhash
 
 from ..errors import CheckpointError, DiskError, Interrupted, OutputError
+from ..ops.backends.compiled import start
 from ..planner.files import open_file
 from ..planner.plan import Plan, remaining
 from ..planner.side_files import is_weights
@@ -307,7 +308,9 @@ class _Memory:
 def _measured(plan: Plan) -> Iterator[_Memory]:
     """Measure the growth of resident and device memory while tasks run. A plan that only moves bytes does without torch."""
     device, memory = plan.options.budget.device, _Memory()
-    with own_threads() if plan.computes else nullcontext():
+    if plan.division.compiled:
+        start()
+    with nullcontext() if plan.options.budget.on_host else own_threads():
         before = resident_memory()
         reset_peak_memory()
         reset_device_memory(device)

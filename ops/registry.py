@@ -1,7 +1,7 @@
 """The methods there are.
 
-Every module of this package that has a `METHODS` tuple adds to them, and so does any installed package with an entry point in the
-group `weft.methods`.
+Every `Method` at the top level of a module in `methods/` is one, alone or in a tuple called METHODS, and so is what any installed
+package names by an entry point in the group `weft.methods`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 
 from ..errors import InputError
-from .declare import Method
+from .method import Method
 
 GROUP = "weft.methods"
 
@@ -33,9 +33,11 @@ def methods() -> Mapping[str, Method]:
 
 
 def _own() -> Iterator[Method]:
-    package = importlib.import_module(__package__ or "weft.ops")
-    for module in pkgutil.iter_modules(package.__path__):
-        yield from getattr(importlib.import_module(f"{package.__name__}.{module.name}"), "METHODS", ())
+    package = importlib.import_module(f"{__package__}.methods")
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        yield from (value for value in vars(module).values() if isinstance(value, Method))
+        yield from getattr(module, "METHODS", ())
 
 
 def _foreign() -> Iterator[tuple[EntryPoint, Method]]:
@@ -47,7 +49,7 @@ def _foreign() -> Iterator[tuple[EntryPoint, Method]]:
             raise InputError(f"{_where(point)} cannot be loaded: {type(error).__name__}: {error}") from error
         for method in loaded if isinstance(loaded, tuple) else (loaded,):
             if not isinstance(method, Method):
-                raise InputError(f"{_where(point)} is of type {type(method).__name__}, not weft.ops.declare.Method")
+                raise InputError(f"{_where(point)} is of type {type(method).__name__}, not weft.ops.method.Method")
             yield point, method
 
 

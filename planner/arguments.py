@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from ..errors import CheckpointError, ConfigError
-from ..ops.declare import Arguments, BaseRole, Method, Parameter
+from ..ops.method import Arguments, BaseRole, Method, Parameter
 from .config import LoadedConfig
 from .document import Path
 from .sites import Site, Use

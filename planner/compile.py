@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import nearest
-from ..ops.declare import Method
+from ..ops.method import Method
 from ..ops.registry import methods
 from .alignment import Alignment
 from .config import LoadedConfig

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from ..errors import CheckpointError
-from ..ops.rows import RowLayout
+from ..ops.lib.rows import RowLayout
 from .catalog import Checkpoint, InputTensor
 from .layout import stands_for
 from .recipe import MappedRows, RowRun, Source, rows_recipe

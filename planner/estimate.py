@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..ops.declare import Fallback
+from ..ops.method import Fallback
 from .graph import Compute
 from .plan import Plan
 

@@ -8,8 +8,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..errors import ConfigError, nearest
+from ..ops.lib.rows import RowLayout
 from ..ops.registry import methods
-from ..ops.rows import RowLayout
 from .catalog import InputTensor
 from .graph import Compute, Load, tree_of
 from .plan import Plan

@@ -18,7 +18,7 @@ from types import MappingProxyType
 import networkx as nx
 
 from ..errors import BudgetError
-from ..ops.declare import Kernel
+from ..ops.method import Kernel
 from .catalog import InputTensor
 from .dtypes import ITEM_SIZES
 from .recipe import MappedRows, Recipe, computed_inputs

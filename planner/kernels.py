@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..ops.declare import Arguments, Kernel
-from ..ops.lora import lora_kernel
-from ..ops.noise import Noise, noise_kernel
+from ..ops.lib.lora import lora_kernel
+from ..ops.lib.noise import Noise, noise_kernel
+from ..ops.lib.rows import RowLayout, rows_kernel
+from ..ops.method import Arguments, Kernel
 from ..ops.registry import methods
-from ..ops.rows import RowLayout, rows_kernel
 from .recipe import LowRankUpdate, Recipe
 
 

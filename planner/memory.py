@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from heapq import nlargest
 
 from ..errors import BudgetError
-from ..ops.declare import Kernel
+from ..ops.backends.limits import LIVE, SCRATCH
+from ..ops.method import Kernel, Step
 from .sizes import format_size
 
 OVERHEAD = 12 << 20
@@ -54,6 +55,7 @@ class Division:
     statistics, the pool, the device.
 
     On a device a worker handles `blocks` of a kernel's blocks at once, and has `staging` for what is on its way in and out.
+    `compiled`: loops are compiled, which is part of `overhead`.
     """
 
     overhead: int
@@ -64,6 +66,7 @@ class Division:
     state: int
     pool: int
     vram: int
+    compiled: bool = False
 
     @property
     def fixed(self) -> int:
@@ -96,20 +99,49 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // 64) * 64
 
 
-def workspace_rows(kernel: Kernel, inputs: int) -> int:
-    """Float32 rows of a worker's workspace: the inputs', the kernel's own, and one for the engine's checks."""
-    return inputs + kernel.rows + 1
+def workspace_rows(inputs: int) -> int:
+    """Float32 rows of a device's workspace: the inputs', and one for rounding."""
+    return inputs + 1
 
 
 def workspace_bytes(kernel: Kernel, inputs: int) -> int:
-    """One worker's scratch for a kernel: float32 rows and two float64 rows of a block each."""
-    return aligned(kernel.block * (4 * workspace_rows(kernel, inputs) + 2 * 8))
+    """A device's scratch for a kernel: float32 rows of a block each."""
+    return aligned(kernel.block * 4 * workspace_rows(inputs))
 
 
-def divide(budget: Budget, kernels: Sequence[Kernel], sizes: Sequence[Sequence[int]]) -> Division:
+def scratch_bytes(kernel: Kernel, inputs: int) -> int:
+    """What one worker holds beside the pool while NumPy runs a kernel in host memory: chunks of all that is alive at once.
+
+    A function that looks at rows needs whole ones, a direct map its inputs' blocks in float32 and what it makes of them.
+    """
+    if not isinstance(kernel.map, Step):
+        return kernel.scratch_bytes or 4 * kernel.block * (inputs + 6)
+    return max(SCRATCH, 8 * LIVE * kernel.width) + SCRATCH // 2
+
+
+LOOP = 8 << 20
+"""Bytes that compiling one loop takes and keeps (measured)."""
+
+LEAST_COMPILED = 1 << 26
+"""Elements, each input's counted in each pass, from which on compiled loops pay: some seconds of NumPy's."""
+
+
+def loops_of(kernels: Sequence[Kernel], inputs: Sequence[int]) -> int:
+    """How many different loops these kernels could ask for."""
+    found = set()
+    for kernel, count in zip(kernels, inputs, strict=True):
+        for each in (*kernel.statistics, kernel.map):
+            step = getattr(each, "step", each)
+            if isinstance(step, Step):
+                found.add((type(each), step.function, count))
+    return len(found)
+
+
+def divide(budget: Budget, kernels: Sequence[Kernel], sizes: Sequence[Sequence[int]], *, compiled: bool = False) -> Division:
     """Split a budget for these kernels, one a tensor that is computed; the pool gets what is left.
 
-    `sizes`: bytes of an element of each input and of the output. Raises BudgetError where the device's memory is too small.
+    `sizes`: bytes of an element of each input and of the output. `compiled`: loops may be compiled for them on the host; they are
+    not where that would take more than an eighth of the budget. Raises BudgetError where the device's memory is too small.
     """
     passes = max((len(kernel.statistics) for kernel in kernels), default=0)
     overhead = OVERHEAD + PASS_OVERHEAD * passes + max((kernel.shared_bytes for kernel in kernels), default=0)
@@ -120,15 +152,18 @@ def divide(budget: Budget, kernels: Sequence[Kernel], sizes: Sequence[Sequence[i
     states = sum(totals) + max(totals, default=0) + (unmerged_parts(budget.workers) + budget.workers) * partial
     states += budget.workers * min(partial, KEPT_FREE)
     if budget.on_host:
-        workspace = max((workspace_bytes(k, len(s) - 1) for k, s in zip(kernels, sizes, strict=True)), default=0)
+        workspace = max((scratch_bytes(k, len(s) - 1) for k, s in zip(kernels, sizes, strict=True)), default=0)
         scratch = budget.workers * workspace
-        return Division(overhead, workspace, 0, 1, scratch, states, budget.ram - overhead - scratch - states, 0)
+        loops = LOOP * loops_of(kernels, [len(each) - 1 for each in sizes]) if compiled else 0
+        compiled = 0 < loops <= budget.ram // 8
+        overhead += loops if compiled else 0
+        return Division(overhead, workspace, 0, 1, scratch, states, budget.ram - overhead - scratch - states, 0, compiled)
 
     def on_device(blocks: int) -> Division:
         pairs = list(zip(kernels, sizes, strict=True))
         workspace = max((workspace_bytes(k, len(s) - 1) * blocks for k, s in pairs), default=0)
         staging = max((staging_bytes(k, s) * blocks for k, s in pairs), default=0)
-        temporary = max((8 * k.block * blocks for k in kernels), default=0)
+        temporary = max((8 * LIVE * k.block * blocks for k in kernels), default=0)
         each = sum(-(-n // SEGMENT) * SEGMENT for n in (workspace, staging, temporary))
         vram = device_workers(budget) * each + -(-states // SEGMENT) * SEGMENT
         return Division(overhead, workspace, staging, blocks, 0, states, budget.ram - overhead - states, vram)

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 
 from ..errors import CheckpointError
-from ..ops.declare import Arguments, BaseRole, Kernel, Method, MethodError
-from ..ops.noise import Noise
+from ..ops.lib.noise import Noise
+from ..ops.method import Arguments, BaseRole, Kernel, Method, MethodError
 from .compile import Merge
 from .config import LoadedConfig
 from .document import Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ..errors import nearest
-from ..ops.declare import Method, Parameter
+from ..ops.method import Method, Parameter
 from .config import LoadedConfig, Slice
 from .document import Path
 from .setting import Setting

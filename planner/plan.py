@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,8 @@ from typing import Any
 import networkx as nx
 
 from ..errors import BudgetError
-from ..ops.declare import Fallback, Kernel, Method
+from ..ops.backends.compiled import available
+from ..ops.method import Fallback, Kernel, Method
 from .catalog import WeightFile
 from .compile import Merge, compile_merge
 from .computed_by import Stamp, processor
@@ -21,7 +23,7 @@ from .config import LoadedConfig
 from .dtypes import ITEM_SIZES
 from .graph import Compute, Load, build_graph, copies_bytes
 from .kernels import kernel_of
-from .memory import PIPELINE, Budget, Division, divide
+from .memory import LEAST_COMPILED, PIPELINE, Budget, Division, divide
 from .mixture import compile_mixture
 from .models import Models
 from .recipe import Recipe, computed_inputs, files_of
@@ -260,7 +262,9 @@ def _divide(recipes: Sequence[Recipe], kernels: Sequence[Kernel], budget: Budget
     """The budget's parts; bytes that are only moved need neither scratch nor statistics."""
     pairs = zip(recipes, kernels, strict=True)
     computed = [(recipe, kernel) for recipe, kernel in pairs if not copies_bytes(recipe, kernel)]
-    return divide(budget, [kernel for _, kernel in computed], [_sizes(recipe) for recipe, _ in computed])
+    work = sum(math.prod(recipe.shape) * len(recipe.inputs) * (kernel.passes + 1) for recipe, kernel in computed)
+    compiled = work >= LEAST_COMPILED and available()
+    return divide(budget, [kernel for _, kernel in computed], [_sizes(recipe) for recipe, _ in computed], compiled=compiled)
 
 
 def _sizes(recipe: Recipe) -> list[int]:

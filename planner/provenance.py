@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from ..ops.declare import Method, Parameter
+from ..ops.method import Method, Parameter
 from .arguments import declared, taking_part
 from .config import LoadedConfig
 from .document import Path, dotted

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..ops.rows import RowLayout
+from ..ops.lib.rows import RowLayout
 from .ingredients import Ingredient, Ingredients
 
 _TEXTS = {

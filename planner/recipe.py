@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..ops.declare import Arguments, Method
-from ..ops.noise import Noise
+from ..ops.lib.noise import Noise
+from ..ops.lib.rows import RowLayout
+from ..ops.method import Arguments, Method
 from ..ops.registry import methods
-from ..ops.rows import RowLayout
 from .catalog import InputTensor, WeightFile
 from .dtypes import ITEM_SIZES
 

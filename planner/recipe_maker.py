@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import CheckpointError
-from ..ops.declare import BaseRole, Method, MethodError
+from ..ops.method import BaseRole, Method, MethodError
 from .arguments import evaluate, taking_part
 from .catalog import InputTensor
 from .compatible import Lack, check_alike, lacking

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..ops.declare import BaseRole
+from ..ops.method import BaseRole
 from ..ops.registry import methods
 from .plan import Plan
 from .recipe import MappedRows, Recipe, Source

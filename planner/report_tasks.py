@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..ops.noise import Noise
-from ..ops.rows import RowLayout
+from ..ops.lib.noise import Noise
+from ..ops.lib.rows import RowLayout
 from .catalog import InputTensor
 from .graph import Compute, Load, Save, Task
 from .plan import Plan

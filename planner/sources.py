@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import nearest
-from ..ops.declare import BaseRole, Method
+from ..ops.method import BaseRole, Method
 from .catalog import Checkpoint
 from .config import LoadedConfig, Module, Slice
 from .document import Path

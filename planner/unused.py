@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
 
-from ..ops.declare import BaseRole, Method
+from ..ops.method import BaseRole, Method
 from .config import LoadedConfig
 from .document import Path
 from .parameters import places

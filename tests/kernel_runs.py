@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from weft.engine.compute import Fold, Tile, as_written, blocks, examine, gather, transform
+from weft.engine.compute import Fold, blocks, bound_map, bound_pass, gather, transform
 from weft.engine.journal import Facts
-from weft.engine.scan import Scanner
-from weft.engine.workspace import HostWorkspace
-from weft.ops.declare import Arguments, Fallback, Kernel, Statistic
+from weft.ops.backends.formats import RAW
+from weft.ops.backends.host import LoopFor, Output, Stored, Tile, no_loops
+from weft.ops.method import Arguments, Fallback, Kernel
 from weft.ops.registry import methods
-from weft.planner.memory import workspace_bytes
+
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 
@@ -40,18 +40,10 @@ def kernel(method: str, shape: Sequence[int], models: Sequence[Mapping[str, floa
     return methods()[method].kernel(arguments(method, shape, models, **rest))
 
 
-def workspace(kernel: Kernel, inputs: int) -> HostWorkspace:
-    """One worker's scratch, dirty: nothing may rely on what it held before."""
-    space = _memory(workspace_bytes(kernel, inputs))
-    space._memory.fill_(0xFF)
-    space.arrange(inputs, kernel)
-    return space
-
-
-@cache
-def _memory(nbytes: int) -> HostWorkspace:
-    """Made once, for new memory costs more than what is computed in it."""
-    return HostWorkspace(nbytes)
+def stored(x: Tensor) -> Stored:
+    """A tensor as it stands in a file."""
+    flat = x.detach().contiguous().flatten()
+    return Stored(flat.view(BITS[flat.element_size()]).numpy().view(RAW[flat.element_size()]), DTYPES[x.dtype])
 
 
 def run_kernel(
@@ -63,53 +55,43 @@ def run_kernel(
     tile: int | None = None,
     shuffle: int = 0,
     base: int | None = None,
+    loops: LoopFor = no_loops,
 ) -> tuple[Tensor, Facts]:
     """The output and its facts. `tile` elements are loaded at a time; `shuffle` seeds the order in which parts are done."""
-    flat = [x.flatten() for x in inputs]
-    size = len(flat[0])
+    flat = [stored(x) for x in inputs]
+    size = inputs[0].numel()
     step = tile or max(size, 1)
     assert step % made.part == 0 or step >= size, "tiles are whole parts"
     starts = list(range(0, size, step)) or [0]
-    space = workspace(made, len(flat))
+    rounded = DTYPES[cast] if cast is not None else None
+    tiles = [
+        Tile(
+            tuple(x if i in made.whole else Stored(x.raw[start : start + step], x.dtype) for i, x in enumerate(flat)),
+            start,
+            rounded,
+        )
+        for start in starts
+    ]
+    counts = [min(step, size - start) for start in starts]
+    jobs = [(tile, low, high) for tile, count in zip(tiles, counts, strict=True) for low, high in blocks(0, count, made.part)]
     chance = random.Random(shuffle)
-    statistics: list[Any] = []
+    found: list[Any] = []
     for statistic in made.statistics:
-        if isinstance(statistic, Fallback) and not statistic.needed(statistics):
-            statistics.append(None)
+        if isinstance(statistic, Fallback) and not statistic.needed(found):
+            found.append(None)
             continue
-        statistics.append(_gather(made, statistic, flat, starts, step, space, tuple(statistics), cast, chance))
+        fold, bound = Fold(statistic), bound_pass(made, statistic, len(flat), found)
+        for tile_, low, high in chance.sample(jobs, len(jobs)):
+            partial = gather(made, statistic, bound, tile_, low, high, found, loops)
+            fold.add(tile_.start + low, tile_.start + high, partial)
+        found.append(fold.finish(tuple(found)))
     out = torch.empty(size, dtype=dtype)
-    facts = Facts()
-    for start in chance.sample(starts, len(starts)):
-        views = [x[start : start + step] for x in flat]
-        count = len(views[0])
-        for low, high in blocks(0, count, made.part):
-            there = out[start : start + count]
-            transform(made, Tile(views, start, cast), there, low, high, space, tuple(statistics))
-            original = as_written(views[base], dtype)(low, high) if base is not None else None
-            facts += examine(as_written(there, dtype)(low, high), DTYPES[dtype], original, Scanner())
+    raw = out.view(BITS[out.element_size()]).numpy().view(RAW[out.element_size()])
+    facts, bound = Facts(), bound_map(made, len(flat), found)
+    for tile_, low, high in chance.sample(jobs, len(jobs)):
+        output = Output(raw[tile_.start : tile_.start + step], DTYPES[dtype], base)
+        facts += transform(made, bound, tile_, output, low, high, found, loops)
     return out.view(inputs[0].shape), facts
-
-
-def _gather(
-    made: Kernel,
-    statistic: Statistic,
-    flat: Sequence[Tensor],
-    starts: Sequence[int],
-    step: int,
-    space: HostWorkspace,
-    earlier: Sequence[Any],
-    cast: torch.dtype | None,
-    chance: random.Random,
-) -> Any:
-    fold = Fold(statistic)
-    jobs = []
-    for start in starts:
-        views = [x[start : start + step] for x in flat]
-        jobs += [(Tile(views, start, cast), low, high) for low, high in blocks(0, len(views[0]), made.part)]
-    for tile, low, high in chance.sample(jobs, len(jobs)):
-        fold.add(tile.start + low, tile.start + high, gather(made, statistic, tile, low, high, space, earlier))
-    return fold.finish(earlier)
 
 
 def merge(

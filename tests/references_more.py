@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernel_runs import kernel, run_kernel
 from references import _add, _elect, bits, largest
-from weft.ops.declare import BLOCK
+from weft.ops.method import BLOCK
 
 
 def rows_of(x: Tensor, *, along_first: bool = False) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from weft.ops.declare import Parameter
+from weft.ops.method import Parameter
 from weft.ops.registry import methods
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"

@@ -351,7 +351,7 @@ def merge_showing(config: dict[str, Any], out: Path) -> Summary:
 def test_routing_is_shown_of_mixtures_with_prompts_only(tmp_path: Path) -> None:
     base = make_model(tmp_path / "base", "Llama")
     dense = write_config(tmp_path / "dense.yaml", {"merge_method": "passthrough", "models": [{"model": str(base)}]})
-    assert "makes no mixture of experts" in command("run", dense, tmp_path / "out", "--show-routing").line
+    assert "is not a mixture of experts" in command("run", dense, tmp_path / "out", "--show-routing").line
     config = mixture(base, [base, base], gate_mode="random")
     for expert in config["experts"]:
         del expert["positive_prompts"]

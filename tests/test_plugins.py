@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from safetensors.torch import load_file
 from cli.command import Outcome
 from kernel_runs import run_kernel
 from merges import environment, small_tensors, write_model
-from weft.ops.declare import Kernel, Scratch
+from weft.ops.expression import Value, wide
+from weft.ops.method import Kernel, Step
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
@@ -151,31 +151,19 @@ def test_the_package_merges(site: Site, models: dict[str, Path], tmp_path: Path)
     assert merged["model.embed_tokens.weight"].abs().max() < one["model.embed_tokens.weight"].abs().max() / 4
 
 
-@dataclass(frozen=True, slots=True)
-class SumWithOddFields:
-    """A statistic whose fields have the names of the attributes of sampling and fallback passes."""
+def test_what_a_function_must_not_do_is_an_error_that_says_what_to_do() -> None:
+    def on_value(models: Sequence[Value]) -> Value:
+        return models[0] if models[0] > 0.0 else models[0] * 2.0
 
-    stride: int
-    needed: bool
-
-    def block(self, x: Sequence[torch.Tensor], start: int, scratch: Scratch, earlier: Sequence[Any]) -> float:
-        return float(x[0].double().sum())
-
-    def merge(self, left: float, right: float) -> float:
-        return left + right
-
-    def finish(self, total: float, earlier: Sequence[Any]) -> float:
-        return total
-
-
-def test_a_statistics_fields_may_have_any_name() -> None:
-    def add(x: Sequence[torch.Tensor], start: int, scratch: Scratch, statistics: Sequence[Any]) -> torch.Tensor:
-        return x[0].add_(statistics[0])
-
-    kernel = Kernel(add, statistics=(SumWithOddFields(5, False),))
-    assert kernel.passes == 1
-    merged, _ = run_kernel(kernel, [torch.arange(100.0)])
-    assert merged[0] == sum(range(100))
+    with pytest.raises(TypeError, match=r"choose with where\(condition, a, b\)"):
+        run_kernel(Kernel(Step(on_value)), [torch.ones(3)])
+    with pytest.raises(TypeError, match="asks for 'weigth', which the method does not give it"):
+        run_kernel(Kernel(Step(lambda models, weigth: models[0])), [torch.ones(3)])
+    outer = 2.0
+    with pytest.raises(TypeError, match="give them as numbers"):
+        Step(lambda models: models[0] * outer)
+    with pytest.raises(TypeError, match=r"float32 and float64 do not mix: convert with wide\(\) or narrow\(\)"):
+        run_kernel(Kernel(Step(lambda models: models[0] + wide(models[0]))), [torch.ones(3)])
 
 
 def test_the_package_in_a_stage(site: Site, models: dict[str, Path], tmp_path: Path) -> None:
@@ -214,9 +202,9 @@ CASES = {
     "no method": (
         'METHOD = "linear"',
         r"the entry point odd = 'weft_odd:METHOD' in weft\.methods of the package weft-odd is of type str, "
-        r"not weft\.ops\.declare\.Method",
+        r"not weft\.ops\.method\.Method",
     ),
-    "no method among several": ("METHOD = (1, 2)", r"the entry point odd = .+ is of type int, not weft\.ops\.declare\.Method"),
+    "no method among several": ("METHOD = (1, 2)", r"the entry point odd = .+ is of type int, not weft\.ops\.method\.Method"),
     "no such name": ("", r"the entry point odd = .+ cannot be loaded: AttributeError: .+METHOD.+"),
     "an import that fails": ("import no_such_module", r"the entry point odd = .+ cannot be loaded: ModuleNotFoundError: .+"),
 }
@@ -229,7 +217,7 @@ def test_entry_points_that_bring_no_new_method(models: dict[str, Path], tmp_path
     (site / "weft_odd-1.0.dist-info").mkdir(parents=True)
     (site / "weft_odd-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: weft-odd\nVersion: 1.0\n")
     (site / "weft_odd-1.0.dist-info" / "entry_points.txt").write_text("[weft.methods]\nodd = weft_odd:METHOD\n")
-    head = "from dataclasses import replace\nfrom weft.ops.linear import METHODS\nmethods = {m.name: m for m in METHODS}\n"
+    head = "from dataclasses import replace\nfrom weft.ops.methods.linear import linear\nmethods = {'linear': linear}\n"
     (site / "weft_odd.py").write_text(head + text + "\n")
     outcome = weft(site, "methods")
     assert outcome.code == 2 and re.fullmatch(message, outcome.line), outcome.err
@@ -245,12 +233,12 @@ def test_entry_points_that_bring_no_new_method(models: dict[str, Path], tmp_path
 def test_a_file_in_ops(models: dict[str, Path], tmp_path: Path) -> None:
     """In a copy of the package, made of links, that has one file more."""
     copy = tmp_path / "copy" / "weft"
-    (copy / "ops").mkdir(parents=True)
-    for room, target in ((ROOT, copy), (ROOT / "ops", copy / "ops")):
+    (copy / "ops" / "methods").mkdir(parents=True)
+    for room, target in ((ROOT, copy), (ROOT / "ops", copy / "ops"), (ROOT / "ops/methods", copy / "ops/methods")):
         for path in room.iterdir():
-            if path.suffix == ".py" or path.name in ("cli", "engine", "planner"):
+            if path.suffix == ".py" or path.name in ("cli", "engine", "planner", "lib", "backends"):
                 (target / path.name).symlink_to(path)
-    (copy / "ops" / "clamp_merge.py").write_text(block("Add a merge method", "python"))
+    (copy / "ops" / "methods" / "clamp_merge.py").write_text(block("Add a merge method", "python"))
     config = {
         "merge_method": "clamp_merge",
         "base_model": str(models["base"]),

@@ -41,7 +41,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("typer", signal.SIGINT, False, ("--help",)),
         ("rich.console", signal.SIGHUP, False, ("methods",)),
         ("pydantic", signal.SIGTERM, True, ("plan", "merge.yaml")),
-        ("torch", signal.SIGTERM, False, ("run", "merge.yaml", "out")),
+        ("xxhash", signal.SIGTERM, False, ("run", "merge.yaml", "out")),
         ("torch", signal.SIGINT, True, ("diff", "a", "b")),
     ],
 )

@@ -15,7 +15,7 @@ from checkpoints import llama_config, llama_tensors, write_model
 from weft.engine import difference
 from weft.engine.difference import Comparison, Sums, compare, sums_of
 from weft.errors import BudgetError
-from weft.ops.declare import BLOCK
+from weft.ops.method import BLOCK
 from weft.planner.catalog import open_checkpoint
 from weft.planner.store import Folder
 

@@ -14,22 +14,25 @@ import pytest
 
 import weft.engine.parts
 from merges import METHODS, MIB, environment, linear, merge, plan, recipe, write_config, write_two
-from weft.engine.compute import Tile, gather
+from weft.engine.compute import gather
 from weft.engine.run import run
 from weft.errors import BudgetError
-from weft.ops.declare import Kernel, Statistic
+from weft.ops.backends.host import Bound, Tile
+from weft.ops.method import Kernel, Pass
 from weft.planner.memory import unmerged_parts
 
 CHILD = """
 import sys
 from pathlib import Path
-import numpy, safetensors, torch, weft.engine.finish
+import numpy, safetensors, weft.engine.finish
 from weft.engine.run import run
 from weft.planner.config import read_config
 from weft.planner.memory import Budget
 from weft.planner.plan import Options, make_plan
 
 plan = make_plan(read_config(Path(sys.argv[1])), Options(Budget(int(sys.argv[3]), 0, int(sys.argv[4]))))
+if plan.division.compiled:
+    weft.ops.backends.compiled.start()  # part of what the process takes before its first task
 print("ready", flush=True)
 sys.stdin.readline()
 summary = run(plan, Path(sys.argv[2]))
@@ -116,14 +119,14 @@ def test_what_overtakes_a_slow_part_is_bounded(
     slow = made.kernels[[r.name for r in made.recipes].index("model.embed_tokens.weight")]
     moved, waiting = threading.Event(), list[int]()
 
-    def delayed(kernel: Kernel, statistic: Statistic, tile: Tile, low: int, *more: Any) -> Any:
+    def delayed(kernel: Kernel, statistic: Pass, bound: Bound, tile: Tile, low: int, *more: Any) -> Any:
         while kernel is slow and low == 0 and moved.wait(0.3):
             moved.clear()
         if kernel is slow and low > 0 and not resumed:
             waiting.append(low)
             moved.set()
         resumed.update({0} if kernel is slow and low == 0 else ())
-        return gather(kernel, statistic, tile, low, *more)
+        return gather(kernel, statistic, bound, tile, low, *more)
 
     resumed = set[int]()
     monkeypatch.setattr(weft.engine.parts, "gather", delayed)

@@ -31,7 +31,7 @@ from weft.planner.plan import Options, make_plan
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 MEMORY = """
-import gc, json, sys, threading, time, weft
+import gc, json, sys, threading, time, torch, weft
 from pathlib import Path
 from weft.engine.events import TensorDurable
 from weft.engine.system import resident_memory
@@ -62,7 +62,8 @@ def fail():
 
 kept = []
 ways = {"run": lambda: weft.run(plan, out / "done"), "used up": use_up, "abandoned": abandon, "failed": fail}
-weft.run(weft.plan(sys.argv[1], ram="64MiB", workers=2), out / "first")  # libraries and the allocator have what they need
+for ram in ("64MiB", "192MiB"):
+    weft.run(weft.plan(sys.argv[1], ram=ram, workers=2), out / ram)  # libraries and the allocator have what they need
 found = {"arena": least}
 for name, way in ways.items():
     before = resident_memory()

@@ -13,7 +13,7 @@ from torch import Tensor
 import references_more as references
 from kernel_runs import merge
 from references_more import LARGE, SHAPES, any_way, assert_rounding, coarse, smooth
-from weft.ops.declare import BLOCK
+from weft.ops.method import BLOCK
 
 SETTINGS = settings(max_examples=25, deadline=None)
 

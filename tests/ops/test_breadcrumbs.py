@@ -13,7 +13,7 @@ from torch import Tensor
 import references_more as references
 from kernel_runs import merge
 from references_more import LARGE, SHAPES, any_way, assert_rounding, beside, coarse, smooth, without
-from weft.ops.declare import BLOCK, PART
+from weft.ops.method import BLOCK, PART
 
 METHODS = ["breadcrumbs", "breadcrumbs_ties"]
 SETTINGS = settings(max_examples=25, deadline=None)

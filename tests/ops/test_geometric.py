@@ -13,10 +13,10 @@ from torch import Tensor
 import references_more as references
 from kernel_runs import kernel, merge
 from references_more import LARGE, SHAPES, any_way, assert_rounding, beside, related, smooth, wide, without
-from weft.ops.declare import BLOCK, MethodError
-from weft.ops.karcher import karcher_weights
-from weft.ops.model_stock import interpolation_ratio
-from weft.ops.multislerp import multislerp_weights
+from weft.ops.method import BLOCK, MethodError
+from weft.ops.methods.karcher import karcher_weights
+from weft.ops.methods.model_stock import interpolation_ratio
+from weft.ops.methods.multislerp import multislerp_weights
 
 SETTINGS = settings(max_examples=25, deadline=None)
 SIZES = st.integers(2, 40)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernel_runs import workspace
-from weft.engine.compute import Tile, blocks, transform
-from weft.ops.declare import Kernel
-from weft.ops.lora import BLOCK, lora_kernel
+from kernel_runs import run_kernel
+from weft.ops.lib.lora import BLOCK, lora_kernel
+from weft.ops.method import Kernel
 
 Factors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -22,18 +21,8 @@ def factors(rows: int, width: int, rank: int, transposed: bool, dtype: torch.dty
 
 
 def run(made: Kernel, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, tile: int | None = None) -> torch.Tensor:
-    """Tile by tile, in a dirty workspace."""
-    flat = weight.flatten()
-    step = tile or max(len(flat), 1)
-    assert step % made.part == 0 or step >= len(flat)
-    out = torch.empty_like(flat)
-    space = workspace(made, 3)
-    for start in range(0, len(flat), step):
-        views = [flat[start : start + step], a.flatten(), b.flatten()]
-        there = out[start : start + step]
-        for low, high in blocks(0, len(views[0]), made.part):
-            transform(made, Tile(views, start, None), there, low, high, space, ())
-    return out.view(weight.shape)
+    """Tile by tile."""
+    return run_kernel(made, [weight, a, b], dtype=weight.dtype, tile=tile)[0]
 
 
 def expected(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, transposed: bool) -> torch.Tensor:

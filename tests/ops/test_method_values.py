@@ -14,7 +14,7 @@ from torch import Tensor
 
 import references
 from kernel_runs import kernel, merge, run_kernel
-from weft.ops.declare import BLOCK, PART, MethodError
+from weft.ops.method import BLOCK, PART, MethodError
 
 SHAPES = [
     (1,),

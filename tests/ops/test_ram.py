@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import references_more as references
-from kernel_runs import kernel, merge, run_kernel, workspace
+from kernel_runs import kernel, merge, run_kernel, stored
 from references_more import LARGE, SHAPES, any_way, assert_rounding, coarse, smooth, wide, without
-from weft.ops.declare import BLOCK
+from weft.engine.compute import bound_pass, gather
+from weft.ops.backends.host import Tile, no_loops
+from weft.ops.method import BLOCK
 
 METHODS = ["ram", "ramplus_tl"]
 SETTINGS = settings(max_examples=25, deadline=None)
@@ -73,13 +75,9 @@ def test_counts_are_exact(n: int, share: float) -> None:
     alone = torch.stack(changed).sum(0) == 1
     made = kernel("ramplus_tl", (n,), [{}] * 4, base=0)
     (overlap,) = made.statistics
-    space, total = workspace(made, 4), None
-    starts = range(0, n, BLOCK)
-    ranges = [(begin, min(begin + BLOCK, n)) for begin in starts]
-    for begin, rows in zip(starts, space.feed(made, x, ranges, None), strict=True):
-        partial = overlap.block(rows, begin, space, ())
-        total = partial if total is None else overlap.merge(total, partial)
-    assert overlap.finish(total, ()) == [(int((row & ~alone).sum()), int((row & alone).sum())) for row in changed]
+    bound = bound_pass(made, overlap, 4, ())
+    got = gather(made, overlap, bound, Tile(tuple(map(stored, x)), 0), 0, n, (), no_loops)
+    assert got == [int(count) for row in changed for count in ((row & ~alone).sum(), (row & alone).sum())]
 
 
 @pytest.mark.parametrize("method", METHODS)

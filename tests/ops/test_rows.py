@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernel_runs import run_kernel
-from weft.ops.declare import BLOCK
-from weft.ops.rows import RowLayout, rows_kernel
+from weft.ops.lib.rows import RowLayout, rows_kernel
+from weft.ops.method import BLOCK
 
 NAN = float("nan")
 

@@ -14,7 +14,7 @@ import references_more as references
 from kernel_runs import merge
 from references import largest
 from references_more import LARGE, SHAPES, any_way, assert_rounding, coarse, smooth, variances, wide, without
-from weft.ops.declare import BLOCK
+from weft.ops.method import BLOCK
 
 SETTINGS = settings(max_examples=25, deadline=None)
 TOPS = [0.0, 0.1, 0.4, 0.999, 1.0]

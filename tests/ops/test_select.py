@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,42 +12,42 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernel_runs import workspace
+from kernel_runs import run_kernel
 from references import largest
-from weft.ops.declare import BLOCK, Kernel, Scratch, Statistic
-from weft.ops.select import CountEqual, CountHigh, CountLow, Cut, selected
+from weft.ops.expression import CutSymbol, Value, selected, where
+from weft.ops.lib import selection
+from weft.ops.lib.selection import Cut, cuts, find_cuts
+from weft.ops.method import BLOCK, Found, Kernel, Step
 
 
-def rows(x: Sequence[Tensor], scratch: Scratch) -> Sequence[Tensor]:
-    return x
+def themselves(models: Sequence[Value]) -> Sequence[Value]:
+    return models
+
+
+def kept_of_first(models: Sequence[Value], cut: CutSymbol | None) -> Value:
+    return models[0] if cut is None else where(selected(models[0], cut), models[0], 0.0)
+
+
+def with_cut(cut: Cut | None, found: Found) -> dict[str, object]:
+    return {"cut": cut}
 
 
 def select(vectors: Sequence[Tensor], keep: Sequence[int | None]) -> tuple[list[Tensor], list[Cut | None]]:
-    """The vectors with all but the largest zeroed, a block at a time."""
-    made = Kernel(lambda x, start, scratch, statistics: x[0], rows=1)
-    space = workspace(made, len(vectors))
+    """The vectors with all but the largest zeroed."""
     ranks = [() if k is None else (k,) for k in keep]
-    wanted = [k is not None for k in keep]
-    passes: list[Statistic] = [CountHigh(wanted, lambda earlier: ranks, rows, 0), CountLow(rows, 0), CountEqual(rows, 0)]
-    starts = range(0, len(vectors[0]), BLOCK)
-    earlier: list[Any] = []
-    for one in passes:
-        total: Any = None
-        ranges = [(start, min(start + BLOCK, len(vectors[0]))) for start in starts]
-        for start, loaded in zip(starts, space.feed(made, list(vectors), ranges, None), strict=True):
-            partial = one.block(loaded, start, space, earlier)
-            total = partial if start == 0 else one.merge(total, partial)
-        earlier.append(one.finish(total, earlier))
-    found: list[list[Cut]] = earlier[-1]
-    cuts = [cut[0] if cut else None for cut in found]
-    out = [vector.clone() for vector in vectors]
-    for start in starts:
-        for vector, cut in zip(out, cuts, strict=True):
-            if cut is not None:
-                piece = vector[start : start + BLOCK]
-                for _ in space.feed(made, [piece], [(0, len(piece))], None):
-                    selected(piece, cut, start, piece, space.row(0))
-    return out, cuts
+    found: list[Any] = []
+
+    def numbers(known: Found) -> dict[str, object]:
+        found[:] = cuts(known, 0, ranks)
+        return {"cut": None}
+
+    passes = find_cuts(themselves, lambda known: ranks, lambda known: {})
+    run_kernel(Kernel(Step(kept_of_first, numbers), passes), vectors)
+    chosen = [own[0] if own else None for own in found]
+    out = []
+    for vector, cut in zip(vectors, chosen, strict=True):
+        out.append(run_kernel(Kernel(Step(kept_of_first, partial(with_cut, cut))), [vector])[0])
+    return out, chosen
 
 
 def values(kind: str, n: int) -> Tensor:
@@ -93,6 +94,15 @@ def test_rows_are_cut_each_by_its_own_number() -> None:
     assert cuts[1] is None and torch.equal(got[1], vectors[1])
     assert int(got[0].count_nonzero()) == 10 and int(got[2].count_nonzero()) == 2 * BLOCK
     assert cuts[2] == Cut(int(torch.tensor(0.25).view(torch.int32)), BLOCK, BLOCK)
+
+
+def test_many_values_in_one_bucket_are_found_by_a_third_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "TENSOR_VALUES", 100)
+    vector = values("low bits", 3 * BLOCK)
+    vector[BLOCK - 5 : 2 * BLOCK] = vector[7]
+    for keep in (1000, BLOCK + 17, 2 * BLOCK):
+        (got,), _ = select([vector], [keep])
+        assert torch.equal(got != 0, largest(vector, keep))
 
 
 @settings(max_examples=60, deadline=None)

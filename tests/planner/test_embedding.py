@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vocabularies import model, word_tokenizer
 from weft.errors import CheckpointError
-from weft.ops.rows import RowLayout
+from weft.ops.lib.rows import RowLayout
 from weft.planner.catalog import Checkpoint, InputTensor, WeightFile
 from weft.planner.embedding import RowMover
 from weft.planner.recipe import LowRankUpdate, MappedRows, Recipe, Source, low_rank_recipe

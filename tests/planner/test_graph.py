@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from trials import trials
 from weft.errors import BudgetError
-from weft.ops.declare import BLOCK, PART, Arguments, Kernel
+from weft.ops.method import BLOCK, PART, Arguments, Kernel
 from weft.planner import graph as under_test
 from weft.planner.catalog import InputTensor, WeightFile
 from weft.planner.dtypes import ITEM_SIZES

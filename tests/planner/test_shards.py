@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load
 
-from weft.ops.declare import Arguments
+from weft.ops.method import Arguments
 from weft.planner.catalog import InputTensor, WeightFile
 from weft.planner.dtypes import ITEM_SIZES
 from weft.planner.recipe import Recipe

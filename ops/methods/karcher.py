@@ -7,15 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
-from .combine import weighted_sum
-from .declare import Arguments, BaseRole, Kernel, Method, Parameter, Scratch
-from .gram import Gram, Matrix
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from ..lib.gram import Matrix, gram, span
+from ..method import Arguments, BaseRole, Kernel, Method, Parameter, Step
 
 NO_DIRECTION = 1e-7
 """About the rounding of float32 inputs: shorter sums of directions, and angles that near π, point nowhere in particular."""
@@ -65,26 +59,22 @@ def _normalised(cosines: Matrix, a: Sequence[float], least: float) -> list[float
 
 def _kernel(arguments: Arguments) -> Kernel:
     max_iter, tol = int(arguments.shared["max_iter"]), float(arguments.shared["tol"])
-
-    def mix(x: Sequence[Tensor], start: int, scratch: Scratch, statistics: Sequence[Any]) -> Tensor:
-        return weighted_sum(x, statistics[0])
-
-    return Kernel(mix, statistics=(Gram(coefficients=lambda gram: karcher_weights(gram, max_iter, tol)),))
+    find = gram(lambda matrix: karcher_weights(matrix, max_iter, tol))
+    return Kernel(Step(span, lambda found: {"weights": list(found[0]) or [1.0] * len(arguments.models)}), (find,))
 
 
-METHODS = (
-    Method(
-        name="karcher",
-        summary="The mean on the sphere of any number of models, all weighing the same.",
-        source="Karcher 1977, Riemannian center of mass; iteration of Pennec 2006, section 3",
-        base=BaseRole.ORDINARY,
-        models=(1, None),
-        parameters=(
-            Parameter("max_iter", "number", "global", "steps at most", default=10, low=0),
-            Parameter(
-                "tol", "number", "global", "stop where a step is shorter; angles and lengths below it count as none", default=1e-5
-            ),
+karcher = Method(
+    name="karcher",
+    summary="The mean on the sphere of any number of models, all weighing the same.",
+    source="Karcher 1977, Riemannian center of mass; iteration of Pennec 2006, section 3",
+    base=BaseRole.ORDINARY,
+    models=(1, None),
+    parameters=(
+        Parameter("max_iter", "number", "global", "steps at most", default=10, low=0),
+        Parameter(
+            "tol", "number", "global", "stop where a step is shorter; angles and lengths below it count as none", default=1e-5
         ),
-        kernel=_kernel,
     ),
+    kernel=_kernel,
+    version=2,
 )

@@ -1,54 +1,96 @@
 """Task arithmetic and what grew from it: thin out the task vectors, agree on signs, add them to the base.
 
 task_arithmetic (Ilharco et al. 2022), TIES (Yadav et al. 2023), DARE (Yu et al. 2023), Model Breadcrumbs (Davari and Belilovsky
-2023) and DELLA (Deep et al. 2024) differ only in how a vector is thinned (`sparsify.py`) and in whether elements must agree in
-sign.
+2023) and DELLA (Deep et al. 2024) differ only in how a vector is thinned (`lib/sparsify.py`) and in whether elements must agree
+in sign.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .combine import elect_flips
-from .declare import Arguments, BaseRole, Kernel, Method, Parameter, Scratch
-from .sparsify import SCRATCH_ROWS, Sparsify, at_random, at_random_by_rank, by_magnitude, keep_all, without_outliers
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ..expression import Value, where
+from ..lib import sparsify
+from ..lib.consensus import agreeing
+from ..lib.sparsify import Sparsifier, task_vectors
+from ..method import Arguments, BaseRole, Found, Kernel, Method, Parameter, Step
 
 NO_WEIGHT = 1e-8
 
+Way = Callable[[Arguments], Sparsifier]
 
-def _family(sparsify: Sparsify, *, consensus: bool) -> Callable[[Arguments], Kernel]:
+
+def add_within_cuts(base: Value, models: Sequence[Value], settings: Sequence[Any], **rest: Any) -> Value:
+    """Thinned by magnitude, or not at all."""
+    return _added(base, models, settings, sparsify.within_cuts, **rest)
+
+
+def add_at_random(base: Value, models: Sequence[Value], settings: Sequence[Any], **rest: Any) -> Value:
+    """Thinned at random."""
+    return _added(base, models, settings, sparsify.at_random, **rest)
+
+
+def add_at_random_by_rank(base: Value, models: Sequence[Value], settings: Sequence[Any], **rest: Any) -> Value:
+    """Thinned at random by rank."""
+    return _added(base, models, settings, sparsify.at_random_by_rank, **rest)
+
+
+def _added(
+    base: Value,
+    models: Sequence[Value],
+    settings: Sequence[Any],
+    thin: Callable[[Value, int, Any], Value],
+    *,
+    factors: Sequence[Value],
+    weights: Sequence[Value],
+    divisor: Value | None,
+    consensus: bool,
+    normalize: bool,
+    scale: Value,
+) -> Value:
+    """The base and the sum of the thinned, weighted task vectors."""
+    vectors = [
+        thin(vector, number, own) * factor
+        for number, (vector, own, factor) in enumerate(zip(task_vectors(base, models), settings, factors, strict=True))
+    ]
+    if not vectors:
+        return base
+    if not consensus:
+        total = sum(vectors)
+        assert isinstance(total, Value)
+        return base + scale * (total if divisor is None else total / divisor)
+    total, share = agreeing(vectors, weights)
+    # Nothing agrees: the sum is 0 and so is what it is divided by.
+    return base + scale * (total / where(share == 0.0, 1.0, share) if normalize else total)
+
+
+def _family(way: Way, function: Callable[..., Value], *, consensus: bool) -> Callable[[Arguments], Kernel]:
     def kernel(arguments: Arguments) -> Kernel:
-        base = arguments.base
-        assert base is not None, "the planner gives these methods a base"
-        tasks = [i for i in range(len(arguments.models)) if i != base]
-        weights = [float(arguments.models[i]["weight"]) for i in tasks]
+        weights = arguments.each("weight")
         normalize = bool(arguments.shared["normalize"])
-        scale = float(arguments.shared["lambda"])
+        whole = sum(weights)
+        sparsifier = way(arguments)
 
-        def deltas(x: Sequence[Tensor], scratch: Scratch) -> Sequence[Tensor]:
-            return [x[i].sub_(x[base]) for i in tasks]
-
-        sparsifier = sparsify(arguments, tasks, deltas)
-
-        def merge(x: Sequence[Tensor], start: int, scratch: Scratch, statistics: Sequence[Any]) -> Tensor:
-            vectors = deltas(x, scratch)
-            if not vectors:
-                return x[base]
-            factors = sparsifier.apply(vectors, start, scratch, statistics)
-            for vector, weight, factor in zip(vectors, weights, factors, strict=True):
-                if weight * factor != 1.0:
-                    vector.mul_(weight * factor)
-            add = _sum_of_agreeing if consensus else _sum
-            return x[base].add_(add(vectors, weights, normalize, scratch), alpha=scale)
+        def numbers(found: Found) -> dict[str, object]:
+            known = dict(sparsifier.numbers(found))
+            factors: Sequence[float] = known.pop("factors")  # type: ignore[assignment]
+            return {
+                **known,
+                "factors": [weight * factor for weight, factor in zip(weights, factors, strict=True)],
+                "weights": weights,
+                "divisor": whole if normalize and abs(whole) >= NO_WEIGHT else None,
+                "consensus": consensus,
+                "normalize": normalize,
+                "scale": float(arguments.shared["lambda"]),
+            }
 
         return Kernel(
-            merge,
-            sparsifier.statistics,
-            rows=SCRATCH_ROWS + 3,
+            Step(function, numbers),
+            sparsifier.passes,
+            base=arguments.base,
+            width=sparsifier.width,
+            random=arguments.stream,
             state_bytes=sparsifier.state_bytes,
             shared_bytes=sparsifier.shared_bytes,
             partial_bytes=sparsifier.partial_bytes,
@@ -56,37 +98,6 @@ def _family(sparsify: Sparsify, *, consensus: bool) -> Callable[[Arguments], Ker
         )
 
     return kernel
-
-
-def _sum(vectors: Sequence[Tensor], weights: Sequence[float], normalize: bool, scratch: Scratch) -> Tensor:
-    total = vectors[0]
-    for vector in vectors[1:]:
-        total.add_(vector)
-    weight = sum(weights)
-    return total.div_(weight) if normalize and abs(weight) >= NO_WEIGHT else total
-
-
-def _sum_of_agreeing(vectors: Sequence[Tensor], weights: Sequence[float], normalize: bool, scratch: Scratch) -> Tensor:
-    """Elements whose sign agrees with the sign of the sum (0 counts as +), added; Yadav et al. 2023, section 4, "elect"."""
-    import torch
-
-    sign, spare, share = (scratch.row(SCRATCH_ROWS + i) for i in range(3))
-    flips = elect_flips(vectors, sign)
-    for vector in vectors:  # afterwards the agreeing elements are the positive ones
-        vector.view(torch.int32).bitwise_xor_(flips)
-    if normalize:
-        torch.gt(vectors[0], 0.0, out=share).mul_(weights[0])
-        for vector, weight in zip(vectors[1:], weights[1:], strict=True):
-            share.add_(torch.gt(vector, 0.0, out=spare), alpha=weight)
-    total = vectors[0].clamp_min_(0.0)
-    for vector in vectors[1:]:
-        total.add_(vector.clamp_min_(0.0))
-    if normalize:
-        # Nothing agrees: the sum is 0 and so is what it is divided by.
-        least = min(weights)
-        total.div_(share.clamp_min_(least) if least > 0.0 else share.add_(torch.eq(share, 0.0, out=spare)))
-    total.view(torch.int32).bitwise_xor_(flips)
-    return total
 
 
 _WEIGHT = Parameter("weight", "number", "model", "factor on this model's task vector", required=True)
@@ -104,7 +115,8 @@ def _thinned(
     name: str,
     summary: str,
     source: str,
-    sparsify: Sparsify,
+    way: Way,
+    function: Callable[..., Value],
     *,
     consensus: bool,
     normalize: bool,
@@ -118,8 +130,8 @@ def _thinned(
     restore = Parameter("rescale", "boolean", "global", "restore the thinned vector's size", default=rescale)
     own = (extra,) if extra else ()
     parameters = (_WEIGHT, density, *own, _normalize(normalize), _LAMBDA, restore, _INT8_MASK)
-    kernel = _family(sparsify, consensus=consensus)
-    return Method(name, summary, source, BaseRole.REQUIRED, (0, None), parameters, kernel, version=2, random=random)
+    kernel = _family(way, function, consensus=consensus)
+    return Method(name, summary, source, BaseRole.REQUIRED, (0, None), parameters, kernel, version=3, random=random)
 
 
 METHODS = (
@@ -139,13 +151,15 @@ METHODS = (
             Parameter("rescale", "boolean", "global", "", inert="nothing is thinned out, so nothing is rescaled"),
             _INT8_MASK,
         ),
-        kernel=_family(keep_all, consensus=False),
+        kernel=_family(sparsify.keep_all, add_within_cuts, consensus=False),
+        version=2,
     ),
     _thinned(
         "ties",
         "Keep each difference's largest elements, elect a sign, add those that agree.",
         "Yadav et al. 2023, TIES-Merging, section 4",
-        by_magnitude,
+        sparsify.by_magnitude,
+        add_within_cuts,
         consensus=True,
         normalize=True,
         rescale=False,
@@ -155,7 +169,8 @@ METHODS = (
         "dare_linear",
         "Drop elements of each difference at random, rescale, add.",
         "Yu et al. 2023, Language models are super Mario, section 3.2",
-        at_random,
+        sparsify.randomly,
+        add_at_random,
         consensus=False,
         normalize=False,
         rescale=True,
@@ -166,7 +181,8 @@ METHODS = (
         "dare_ties",
         "Drop elements at random, rescale, then elect signs as ties does.",
         "Yu et al. 2023, section 3.2; Yadav et al. 2023, section 4",
-        at_random,
+        sparsify.randomly,
+        add_at_random,
         consensus=True,
         normalize=False,
         rescale=True,
@@ -177,7 +193,8 @@ METHODS = (
         "breadcrumbs",
         "Drop each difference's largest and smallest elements, add the rest.",
         "Davari and Belilovsky 2023, Model Breadcrumbs, section 3",
-        without_outliers,
+        sparsify.without_outliers,
+        add_within_cuts,
         consensus=False,
         normalize=False,
         rescale=False,
@@ -188,7 +205,8 @@ METHODS = (
         "breadcrumbs_ties",
         "Drop largest and smallest elements, then elect signs as ties does.",
         "Davari and Belilovsky 2023, section 3; Yadav et al. 2023, section 4",
-        without_outliers,
+        sparsify.without_outliers,
+        add_within_cuts,
         consensus=True,
         normalize=False,
         rescale=False,
@@ -199,7 +217,8 @@ METHODS = (
         "della",
         "Drop elements at random, large ones less often, rescale, then elect signs as ties does.",
         "Deep et al. 2024, DELLA-Merging, section 3",
-        at_random_by_rank,
+        sparsify.randomly_by_rank,
+        add_at_random_by_rank,
         consensus=True,
         normalize=True,
         rescale=True,
@@ -211,7 +230,8 @@ METHODS = (
         "della_linear",
         "Drop elements at random, large ones less often, rescale, add.",
         "Deep et al. 2024, DELLA-Merging, section 3",
-        at_random_by_rank,
+        sparsify.randomly_by_rank,
+        add_at_random_by_rank,
         consensus=False,
         normalize=False,
         rescale=True,

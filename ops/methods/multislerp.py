@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
-from .combine import weighted_sum
-from .declare import Arguments, BaseRole, Kernel, Method, MethodError, Parameter, Scratch
-from .gram import Gram, Matrix, task_vectors
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from ..lib.gram import Matrix, gram, span, span_from_base
+from ..lib.weights import shares
+from ..method import Arguments, BaseRole, Kernel, Method, MethodError, Parameter, Step
 
 NO_DIRECTION = 1e-7
 """Directions that cancel out up to the rounding of float32 inputs leave a mean about as long as this."""
@@ -50,37 +45,27 @@ def _product(gram: Matrix, a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def _kernel(arguments: Arguments) -> Kernel:
-    base = arguments.base
-    weights = [float(model["weight"]) for i, model in enumerate(arguments.models) if i != base]
+    weights = arguments.each("weight")
     if arguments.shared["normalize_weights"]:
-        total = sum(weights)
-        if abs(total) < 1e-8:
-            raise MethodError(
-                "the weights sum to 0, so they cannot be normalised: change a weight or set normalize_weights: false"
-            )
-        weights = [weight / total for weight in weights]
+        weights = shares(weights, "normalize_weights")
     eps = float(arguments.shared["eps"])
-    vectors = task_vectors(base)
-
-    def mix(x: Sequence[Tensor], start: int, scratch: Scratch, statistics: Sequence[Any]) -> Tensor:
-        mixed = weighted_sum(vectors(x), statistics[0])
-        return mixed if base is None else mixed.add_(x[base])
-
-    return Kernel(mix, statistics=(Gram(vectors, lambda gram: multislerp_weights(gram, weights, eps)),))
+    from_base = arguments.base is not None
+    find = gram(lambda matrix: multislerp_weights(matrix, weights, eps), from_base=from_base)
+    mix = Step(span_from_base if from_base else span, lambda found: {"weights": list(found[0]) or weights})
+    return Kernel(mix, (find,), base=arguments.base)
 
 
-METHODS = (
-    Method(
-        name="multislerp",
-        summary="Weighted mean on the sphere of any number of models, or of their differences from a base.",
-        source="Goddard 2025, MultiSLERP; barycentre in the tangent space as in Buss and Fillmore 2001, section 3",
-        base=BaseRole.OPTIONAL,
-        models=(1, None),
-        parameters=(
-            Parameter("weight", "number", "model", "weight of this model", required=True),
-            Parameter("normalize_weights", "boolean", "global", "divide the weights by their sum", default=True),
-            Parameter("eps", "number", "global", "lengths below this count as none", default=1e-8, low=0.0),
-        ),
-        kernel=_kernel,
+multislerp = Method(
+    name="multislerp",
+    summary="Weighted mean on the sphere of any number of models, or of their differences from a base.",
+    source="Goddard 2025, MultiSLERP; barycentre in the tangent space as in Buss and Fillmore 2001, section 3",
+    base=BaseRole.OPTIONAL,
+    models=(1, None),
+    parameters=(
+        Parameter("weight", "number", "model", "weight of this model", required=True),
+        Parameter("normalize_weights", "boolean", "global", "divide the weights by their sum", default=True),
+        Parameter("eps", "number", "global", "lengths below this count as none", default=1e-8, low=0.0),
     ),
+    kernel=_kernel,
+    version=2,
 )

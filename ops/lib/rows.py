@@ -10,12 +10,10 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .declare import Kernel, Scratch, row_block
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ..method import Found, Kernel, Pass, row_block
+from .arrays import as_float32, as_float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,56 +32,63 @@ class RowLayout:
 
 
 @dataclass(frozen=True, slots=True)
-class _MeanRow:
-    """The mean of the real rows, in float64: the padding rows."""
+class MeanRow(Pass):
+    """The mean of the real rows, made in float64: the padding rows."""
 
     layout: RowLayout
     width: int
 
-    def block(self, x: Sequence[Tensor], start: int, scratch: Scratch, earlier: Sequence[Any]) -> Tensor:
+    def block(self, x: Sequence[Any], start: int) -> Any:
         """The sum of one block's real rows."""
-        rows = _fill(self.layout, x, start, self.width)
-        wide = scratch.double(0).copy_(rows.view(-1)).view(-1, self.width)
-        total: Tensor = wide[: max(self.layout.real - start // self.width, 0)].sum(0)
-        return total
+        rows = _filled(self.layout, x, start, self.width)
+        return as_float64(rows[: max(self.layout.real - start // self.width, 0)]).sum(0)
 
-    def merge(self, left: Tensor, right: Tensor) -> Tensor:
+    def merge(self, left: Any, right: Any) -> Any:
         """Element by element."""
-        return left.add_(right)
+        return left + right
 
-    def finish(self, total: Tensor, earlier: Sequence[Any]) -> Tensor:
+    def finish(self, total: Any, found: Found) -> Any:
         """Their mean, as float32."""
-        return (total / max(self.layout.real, 1)).float()
+        return None if total is None else as_float32(total / max(self.layout.real, 1))
 
 
-def _fill(layout: RowLayout, x: Sequence[Tensor], start: int, width: int) -> Tensor:
+def _filled(layout: RowLayout, x: Sequence[Any], start: int, width: int) -> Any:
     """The block's rows [rows, width] with exceptions filled in; padding rows are left as they are."""
-    rows = x[0].view(-1, width)
+    rows = x[0].reshape(-1, width)
     first = start // width
     index = bisect_left(layout.exceptions, (first, ()))
     while index < len(layout.exceptions) and layout.exceptions[index][0] < first + len(rows):
         row, sources = layout.exceptions[index]
         target = rows[row - first]
-        target.zero_()
+        target[:] = 0.0
         for source in sources:
-            target.add_(x[source].view(-1, width)[row - first])
+            target += x[source].reshape(-1, width)[row - first]
         if len(sources) > 1:
-            target.div_(len(sources))
+            target /= len(sources)
         index += 1
     return rows
 
 
+@dataclass(frozen=True, slots=True)
+class RowsMap:
+    """Fills in exceptions and, from row `layout.real` to `end`, padding."""
+
+    layout: RowLayout
+    width: int
+    end: int
+
+    def __call__(self, x: Sequence[Any], start: int, found: Found) -> Any:
+        """A block of whole rows."""
+        rows = _filled(self.layout, x, start, self.width)
+        if self.layout.real < self.end:
+            first = start // self.width
+            rows[max(self.layout.real - first, 0) : max(self.end - first, 0)] = found[0]
+        return rows.reshape(-1)
+
+
 def rows_kernel(shape: tuple[int, ...], layout: RowLayout) -> Kernel:
     """The kernel that fills an embedding of `shape`."""
-    width = math.prod(shape[1:]) if layout.width is None else layout.width
-    end = math.prod(shape) // max(width, 1) if layout.padded is None else layout.padded
-    padded = layout.real < end
-
-    def fill(x: Sequence[Tensor], start: int, scratch: Scratch, statistics: Sequence[Any]) -> Tensor:
-        rows = _fill(layout, x, start, width)
-        if padded:
-            first = start // width
-            rows[max(layout.real - first, 0) : max(end - first, 0)] = statistics[0]
-        return x[0]
-
-    return Kernel(fill, statistics=(_MeanRow(layout, width),) if padded else (), state_bytes=16 * width, block=row_block(width))
+    width = max(math.prod(shape[1:]) if layout.width is None else layout.width, 1)
+    end = math.prod(shape) // width if layout.padded is None else layout.padded
+    passes = (MeanRow(layout, width),) if layout.real < end else ()
+    return Kernel(RowsMap(layout, width, end), passes, state_bytes=24 * width, block=row_block(width))

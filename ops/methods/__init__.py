@@ -1,0 +1,1 @@
+"""A file each method, or close family of methods."""
